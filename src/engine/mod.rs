@@ -1,0 +1,3 @@
+//! (module engine)
+pub mod queue;
+pub mod sampler;
