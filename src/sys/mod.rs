@@ -1,1 +1,6 @@
-//! (module sys)
+//! What hearth needs of the kernel and the CPU: memory maps, pinning, worker threads.
+//! Everything above this module is safe code; `map` and `workers` hold the crate's `unsafe`.
+
+pub mod cpu;
+pub mod map;
+pub mod workers;
