@@ -1,0 +1,1 @@
+//! Every set against the specification, and the specification against f64.
