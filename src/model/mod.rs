@@ -1,1 +1,2 @@
 //! (module model)
+pub mod gguf;
