@@ -78,6 +78,7 @@ pub struct AttentionArgs<'a> {
 }
 
 /// Working memory of [`crate::Kernels::attention`], of fixed size; one a thread.
+#[derive(Debug)]
 pub struct AttentionScratch {
     /// Scores, then weights, of the heads in hand.
     scores: Box<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>,
@@ -87,6 +88,9 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
+    /// Heap bytes that [`AttentionScratch::new`] takes.
+    pub const HEAP_BYTES: usize = size_of::<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>();
+
     /// Allocates it.
     pub fn new() -> Self {
         Self {

@@ -29,11 +29,13 @@ const POLLS_PER_LOOK: u32 = 32;
 pub struct Workers {
     shared: Arc<Shared>,
     threads: Vec<(Thread, Option<JoinHandle<()>>)>,
+    /// The core for the caller's thread.
+    first_cpu: usize,
 }
 
 impl Workers {
-    /// Starts `threads - 1` threads beside the caller's, pinned round-robin to the cores this process may use; the caller's
-    /// thread is pinned to the first.
+    /// Starts `threads - 1` threads beside the caller's, pinned round-robin to the cores this process may use, from the second on:
+    /// the first is the caller's, see [`Workers::pin_caller`].
     ///
     /// # Errors
     /// The kernel refused a thread.
@@ -50,7 +52,7 @@ impl Workers {
             task: UnsafeCell::new(MaybeUninit::uninit()),
             slots: (0..threads).map(|_| Slot::default()).collect(),
         });
-        let mut pool = Self { shared, threads: Vec::with_capacity(threads) };
+        let mut pool = Self { shared, threads: Vec::with_capacity(threads), first_cpu: cpus[0] };
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let cpu = cpus[worker % cpus.len()];
@@ -60,10 +62,15 @@ impl Workers {
             })?;
             pool.threads.push((handle.thread().clone(), Some(handle)));
         }
-        if threads > 1 {
-            cpu::pin_current_thread(cpus[0]);
-        }
         Ok(pool)
+    }
+
+    /// Pins the calling thread, from which operations are then started, to the core that the workers leave free. A pool of one
+    /// thread needs no particular core.
+    pub fn pin_caller(&self) {
+        if self.threads() > 1 {
+            cpu::pin_current_thread(self.first_cpu);
+        }
     }
 
     /// Threads in the pool, the caller's included.
