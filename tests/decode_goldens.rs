@@ -147,9 +147,22 @@ fn the_numeric_model_stays_close_to_plain_f32() {
             let rows: Vec<_> = tokens
                 .iter()
                 .enumerate()
-                .map(|(position, &token)| hearth::model::forward::BatchRow { token, sequence: 0, position, logits: true })
+                .map(|(position, &token)| hearth::model::forward::BatchRow {
+                    token,
+                    sequence: 0,
+                    position,
+                    logits: true,
+                })
                 .collect();
-            hearth::model::forward::forward(model, Kernels::detect(), &mut cache, &table, &rows, &mut scratch, &mut workers);
+            hearth::model::forward::forward(
+                model,
+                Kernels::detect(),
+                &mut cache,
+                &table,
+                &rows,
+                &mut scratch,
+                &mut workers,
+            );
             let mut row = vec![0.0; n_vocab];
             let (mut error, mut power) = (0.0, 0.0);
             for (position, exact) in exact.chunks_exact(n_vocab).enumerate() {

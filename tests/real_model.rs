@@ -64,7 +64,8 @@ fn greedy(
     for id in 0..batch as u64 {
         let cancel = Arc::new(AtomicBool::new(false));
         let sampling = SamplingParams::default();
-        let job = Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
+        let job =
+            Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
         engine.admit(Box::new(job)).unwrap();
     }
     let mut tokens = vec![vec![]; batch];
@@ -135,7 +136,11 @@ fn last_position_logits_are_as_close_to_f32_as_llama_cpp_is() {
         }
     });
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-    println!("KL to F32: ours {ours:.5?} mean {:.5}, llama.cpp native {natives:.5?} mean {:.5}", mean(&ours), mean(&natives));
+    println!(
+        "KL to F32: ours {ours:.5?} mean {:.5}, llama.cpp native {natives:.5?} mean {:.5}",
+        mean(&ours),
+        mean(&natives)
+    );
     assert!(ours.iter().all(|&kl| kl <= MAX_KL), "{ours:?}");
     assert!(mean(&ours) <= mean(&natives), "{ours:?} against {natives:?}");
 }

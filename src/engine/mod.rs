@@ -235,7 +235,12 @@ impl<'m> Engine<'m> {
                     log::error!("job refused: {error}");
                     refused += 1;
                     let job = error.into_job();
-                    let finished = Event::Finished { job, reason: FinishReason::Cancelled, completion_tokens: 0, logits_hash: None };
+                    let finished = Event::Finished {
+                        job,
+                        reason: FinishReason::Cancelled,
+                        completion_tokens: 0,
+                        logits_hash: None,
+                    };
                     // Room for it was checked above.
                     let _ = end.emit(finished);
                 }
@@ -287,7 +292,8 @@ impl<'m> Engine<'m> {
             let Some(state) = &sequences[share.sequence] else { continue };
             let prompt = &state.job.prompt;
             rows.extend((state.cached..state.cached + share.rows).map(|position| BatchRow {
-                token: prompt.get(position).copied().unwrap_or_else(|| generated[share.sequence][position - prompt.len()]),
+                token:
+                    prompt.get(position).copied().unwrap_or_else(|| generated[share.sequence][position - prompt.len()]),
                 sequence: share.sequence,
                 position,
                 logits: share.last && position + 1 == state.cached + share.rows,

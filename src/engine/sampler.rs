@@ -114,7 +114,11 @@ impl Sampler {
             for &token in prompt.iter().chain(generated) {
                 if self.first_sight(token) {
                     let logit = &mut logits[token.index()];
-                    *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+                    *logit = if *logit > 0.0 {
+                        *logit / params.repetition_penalty
+                    } else {
+                        *logit * params.repetition_penalty
+                    };
                 }
             }
         }

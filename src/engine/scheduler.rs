@@ -48,7 +48,9 @@ pub fn plan(pending: &[Option<Pending>], limits: StepLimits, plan: &mut Vec<Shar
         let next = pending
             .iter()
             .enumerate()
-            .filter_map(|(sequence, state)| state.filter(|state| state.tokens > 1).map(|state| (state.age, sequence, state.tokens)))
+            .filter_map(|(sequence, state)| {
+                state.filter(|state| state.tokens > 1).map(|state| (state.age, sequence, state.tokens))
+            })
             .filter(|&(age, sequence, _)| after.is_none_or(|after| (age, sequence) > after))
             .min();
         let Some((age, sequence, tokens)) = next else { return };

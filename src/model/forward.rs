@@ -107,7 +107,10 @@ impl Scratch {
             workers: (0..threads)
                 .map(|_| WorkerScratch {
                     input: Input::new(hyper, redundant),
-                    work: Work { values: vec![0.0; values_len(hyper, max_rows, max_outputs)], attention: AttentionScratch::new() },
+                    work: Work {
+                        values: vec![0.0; values_len(hyper, max_rows, max_outputs)],
+                        attention: AttentionScratch::new(),
+                    },
                 })
                 .collect(),
         }
@@ -149,7 +152,10 @@ impl Scratch {
 impl Input {
     fn new(hyper: &Hyper, rows: usize) -> Self {
         let width = widest(hyper);
-        Self { quantized: vec![QBlock::default(); rows * blocks_per_row(width)], dense: vec![0.0; rows * padded(width)] }
+        Self {
+            quantized: vec![QBlock::default(); rows * blocks_per_row(width)],
+            dense: vec![0.0; rows * padded(width)],
+        }
     }
 
     fn bytes(hyper: &Hyper, rows: usize) -> usize {
@@ -249,14 +255,21 @@ pub fn forward(
         step.residual(source, hyper.q_rows(), &layer.attn_output, x);
 
         let norm = Source::Norm { x, weight: &layer.ffn_norm, eps: hyper.rms_eps };
-        step.product(norm, hyper.n_embd, &[&layer.gate, &layer.up], ffn, FFN_GROUPS, |call, input, work, chunk, gate| {
-            let first = chunk * FFN_GROUPS;
-            let groups = first..first + gate.len() / (n * ROW_GROUP);
-            let up = &mut work.values[..gate.len()];
-            call.matmul(&layer.gate, groups.clone(), input, hyper.n_embd, gate);
-            call.matmul(&layer.up, groups, input, hyper.n_embd, up);
-            call.kernels.silu_mul(gate, up);
-        });
+        step.product(
+            norm,
+            hyper.n_embd,
+            &[&layer.gate, &layer.up],
+            ffn,
+            FFN_GROUPS,
+            |call, input, work, chunk, gate| {
+                let first = chunk * FFN_GROUPS;
+                let groups = first..first + gate.len() / (n * ROW_GROUP);
+                let up = &mut work.values[..gate.len()];
+                call.matmul(&layer.gate, groups.clone(), input, hyper.n_embd, gate);
+                call.matmul(&layer.up, groups, input, hyper.n_embd, up);
+                call.kernels.silu_mul(gate, up);
+            },
+        );
         step.residual(Source::GroupMajor(ffn), hyper.n_ff, &layer.down, x);
     }
 
@@ -349,17 +362,35 @@ impl Step<'_> {
         }
         if needs.quantized {
             let rows = &mut self.shared.quantized[..n * blocks_per_row(width)];
-            self.workers.chunks(self.scratch, rows, blocks_per_row(width), |_| (), |own, t, row| {
-                prepare(kernels, source, n, t, width, &mut own.work.values);
-                kernels.quantize(&own.work.values[..width], row);
-            });
+            self.workers.chunks(
+                self.scratch,
+                rows,
+                blocks_per_row(width),
+                |_| (),
+                |own, t, row| {
+                    prepare(kernels, source, n, t, width, &mut own.work.values);
+                    kernels.quantize(&own.work.values[..width], row);
+                },
+            );
         }
         if needs.dense {
             let rows = &mut self.shared.dense[..n * padded(width)];
-            self.workers.chunks(self.scratch, rows, padded(width), |_| (), |_, t, row| prepare(kernels, source, n, t, width, row));
+            self.workers.chunks(
+                self.scratch,
+                rows,
+                padded(width),
+                |_| (),
+                |_, t, row| prepare(kernels, source, n, t, width, row),
+            );
         }
         let input = &*self.shared;
-        self.workers.chunks(self.scratch, out, chunk_len, |_| (), |own, index, out| body(call, input, &mut own.work, index, out));
+        self.workers.chunks(
+            self.scratch,
+            out,
+            chunk_len,
+            |_| (),
+            |own, index, out| body(call, input, &mut own.work, index, out),
+        );
     }
 
     /// `x += matrix * source`.
@@ -376,7 +407,15 @@ impl Step<'_> {
     }
 
     /// Writes this step's keys and values to one layer of the cache.
-    fn store(&mut self, hyper: &Hyper, cache: &mut KvCache, layer: usize, tables: &[BlockTable], rows: &[BatchRow], qkv: &[f32]) {
+    fn store(
+        &mut self,
+        hyper: &Hyper,
+        cache: &mut KvCache,
+        layer: usize,
+        tables: &[BlockTable],
+        rows: &[BatchRow],
+        qkv: &[f32],
+    ) {
         let plane_len = cache.plane_len();
         let head_dim = hyper.head_dim;
         let k_first = hyper.q_rows() / ROW_GROUP;
@@ -423,22 +462,28 @@ impl Step<'_> {
         // A unit is the query heads of one kv head, which share its loads; single heads where there are too few units to go round.
         let per_unit = if n * hyper.n_head_kv >= 2 * self.workers.threads() { hyper.group_heads() } else { 1 };
         let units_per_row = hyper.n_head / per_unit;
-        self.workers.chunks(self.scratch, out, per_unit * head_dim, |_| (), |own, unit, out| {
-            let (t, first_head) = (unit / units_per_row, unit % units_per_row * per_unit);
-            let q = &mut own.work.values[..per_unit * head_dim];
-            gather(qkv, n, t, first_head * head_dim / ROW_GROUP, q);
-            let kv_head = first_head / hyper.group_heads();
-            let args = AttentionArgs {
-                q,
-                heads: per_unit,
-                head_dim,
-                plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
-                table: tables[rows[t].sequence].blocks(),
-                positions: rows[t].position + 1,
-                scale,
-            };
-            kernels.attention(&args, out, &mut own.work.attention);
-        });
+        self.workers.chunks(
+            self.scratch,
+            out,
+            per_unit * head_dim,
+            |_| (),
+            |own, unit, out| {
+                let (t, first_head) = (unit / units_per_row, unit % units_per_row * per_unit);
+                let q = &mut own.work.values[..per_unit * head_dim];
+                gather(qkv, n, t, first_head * head_dim / ROW_GROUP, q);
+                let kv_head = first_head / hyper.group_heads();
+                let args = AttentionArgs {
+                    q,
+                    heads: per_unit,
+                    head_dim,
+                    plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
+                    table: tables[rows[t].sequence].blocks(),
+                    positions: rows[t].position + 1,
+                    scale,
+                };
+                kernels.attention(&args, out, &mut own.work.attention);
+            },
+        );
     }
 }
 
@@ -446,7 +491,9 @@ impl Step<'_> {
 fn prepare(kernels: Kernels, source: Source<'_>, n: usize, t: usize, width: usize, out: &mut [f32]) {
     let out = &mut out[..padded(width)];
     match source {
-        Source::Norm { x, weight, eps } => kernels.rms_norm(&x[t * ROW_GROUP..], n * ROW_GROUP, weight, eps, &mut out[..width]),
+        Source::Norm { x, weight, eps } => {
+            kernels.rms_norm(&x[t * ROW_GROUP..], n * ROW_GROUP, weight, eps, &mut out[..width])
+        }
         Source::RowMajor(x) => out[..width].copy_from_slice(&x[t * width..][..width]),
         Source::GroupMajor(x) => gather(x, n, t, 0, &mut out[..width]),
     }

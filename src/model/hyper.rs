@@ -97,11 +97,21 @@ impl Hyper {
         multiple("attention.head_count", self.n_head, self.n_head_kv)?;
         if self.group_heads() > hearth_kernels::MAX_GROUP_HEADS {
             let least = self.n_head.div_ceil(hearth_kernels::MAX_GROUP_HEADS);
-            return Err(ModelError::hyper(arch, "attention.head_count_kv", self.n_head_kv, &format!("at least {least}")));
+            return Err(ModelError::hyper(
+                arch,
+                "attention.head_count_kv",
+                self.n_head_kv,
+                &format!("at least {least}"),
+            ));
         }
         multiple("rope.dimension_count", self.rope.dims, 2)?;
         if self.rope.dims > self.head_dim {
-            return Err(ModelError::hyper(arch, "rope.dimension_count", self.rope.dims, &format!("at most {}", self.head_dim)));
+            return Err(ModelError::hyper(
+                arch,
+                "rope.dimension_count",
+                self.rope.dims,
+                &format!("at most {}", self.head_dim),
+            ));
         }
         if self.n_head * self.head_dim > MAX_WIDTH {
             return Err(ModelError::hyper(arch, "attention.head_count", self.n_head, "fewer or narrower heads"));

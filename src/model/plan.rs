@@ -76,7 +76,13 @@ const LEAST_CONTEXT: usize = 64;
 
 impl MemoryPlan {
     /// Adds up a model and a capacity. `vocab_bytes`: tables of the tokenizer; `file_bytes`: the mapped model file.
-    pub fn new(hyper: &Hyper, layout: &WeightLayout, vocab_bytes: usize, file_bytes: usize, capacity: Capacity) -> Self {
+    pub fn new(
+        hyper: &Hyper,
+        layout: &WeightLayout,
+        vocab_bytes: usize,
+        file_bytes: usize,
+        capacity: Capacity,
+    ) -> Self {
         let blocks = blocks_for(capacity.ctx).saturating_mul(capacity.sequences);
         let kv = KvCache::bytes(hyper, blocks).unwrap_or(usize::MAX);
         let norms = (2 * hyper.n_layer + 1) * hyper.n_embd * size_of::<f32>();
@@ -109,7 +115,8 @@ impl MemoryPlan {
         let room = available_bytes.saturating_sub(self.total_bytes.saturating_sub(kv));
         let block = KvCache::bytes(hyper, 1).unwrap_or(usize::MAX).max(1) as u64;
         let blocks = usize::try_from(room / block).unwrap_or(usize::MAX);
-        let ctx = blocks.checked_div(self.sequences).unwrap_or(0).saturating_mul(hearth_kernels::KV_BLOCK).min(self.ctx);
+        let ctx =
+            blocks.checked_div(self.sequences).unwrap_or(0).saturating_mul(hearth_kernels::KV_BLOCK).min(self.ctx);
         let sequences = blocks.checked_div(blocks_for(self.ctx)).unwrap_or(0);
         let advice = match (ctx >= LEAST_CONTEXT, sequences >= 1 && sequences < self.sequences) {
             (true, true) => format!("--ctx {ctx} would fit, or --sequences {sequences}"),
@@ -117,7 +124,10 @@ impl MemoryPlan {
             (false, true) => format!("--sequences {sequences} would fit"),
             (false, false) => {
                 let least = self.total_bytes.saturating_sub(kv).saturating_add(block);
-                format!("even --ctx {LEAST_CONTEXT} --sequences 1 takes about {} MiB; use a smaller model", mib_up(least))
+                format!(
+                    "even --ctx {LEAST_CONTEXT} --sequences 1 takes about {} MiB; use a smaller model",
+                    mib_up(least)
+                )
             }
         };
         Err(DoesNotFit { planned_bytes: self.total_bytes, available_bytes, advice })
@@ -125,7 +135,8 @@ impl MemoryPlan {
 
     /// The plan as one line, for the log.
     pub fn line(&self) -> String {
-        let parts: Vec<String> = self.items.iter().map(|item| format!("{} {:.1}", item.name, item.bytes as f64 / MIB)).collect();
+        let parts: Vec<String> =
+            self.items.iter().map(|item| format!("{} {:.1}", item.name, item.bytes as f64 / MIB)).collect();
         let total = self.total_bytes as f64 / MIB;
         format!("memory plan {total:.1} MiB (ctx {}, sequences {}): {}", self.ctx, self.sequences, parts.join(", "))
     }

@@ -82,7 +82,10 @@ mod tests {
         frequencies.angles(100, &mut angles);
         for (i, [cos, sin]) in angles.iter().enumerate() {
             let angle = 100.0 * 10_000f64.powf(-(i as f64) / 32.0);
-            assert!((f64::from(*cos) - angle.cos()).abs() < 1e-6 && (f64::from(*sin) - angle.sin()).abs() < 1e-6, "pair {i}");
+            assert!(
+                (f64::from(*cos) - angle.cos()).abs() < 1e-6 && (f64::from(*sin) - angle.sin()).abs() < 1e-6,
+                "pair {i}"
+            );
         }
     }
 

@@ -147,14 +147,20 @@ impl WeightLayout {
             let row_bytes = matrix.format.source_row_bytes(matrix.cols);
             let group_bytes = matrix.bytes / matrix.rows.div_ceil(ROW_GROUP);
             let out = &mut region[matrix.offset..][..matrix.bytes];
-            workers.chunks(&mut errors, out, group_bytes, |_| (), |error, group, out| {
-                let first = group * ROW_GROUP;
-                let rows = ROW_GROUP.min(matrix.rows - first);
-                let source = &source[first * row_bytes..][..rows * row_bytes];
-                if let Err(refused) = pack_row_group(matrix.format, source, rows, matrix.cols, out) {
-                    error.get_or_insert((first, refused));
-                }
-            });
+            workers.chunks(
+                &mut errors,
+                out,
+                group_bytes,
+                |_| (),
+                |error, group, out| {
+                    let first = group * ROW_GROUP;
+                    let rows = ROW_GROUP.min(matrix.rows - first);
+                    let source = &source[first * row_bytes..][..rows * row_bytes];
+                    if let Err(refused) = pack_row_group(matrix.format, source, rows, matrix.cols, out) {
+                        error.get_or_insert((first, refused));
+                    }
+                },
+            );
             if let Some((first_row, source)) = errors.iter_mut().find_map(Option::take) {
                 return Err(ModelError::BadWeight { tensor: matrix.name.clone(), first_row, source });
             }
@@ -276,7 +282,9 @@ fn refuse_unused(gguf: &Gguf<'_>, hyper: &Hyper) -> Result<(), ModelError> {
         in_range && (LAYER_MATRICES.contains(&part) || ["attn_norm", "ffn_norm", "attn_rot_embd"].contains(&part))
     };
     match gguf.tensors().iter().find(|info| !used(info.name)) {
-        Some(info) => Err(ModelError::UnusedTensor { name: info.name.into(), architecture: hyper.architecture.clone() }),
+        Some(info) => {
+            Err(ModelError::UnusedTensor { name: info.name.into(), architecture: hyper.architecture.clone() })
+        }
         None => Ok(()),
     }
 }

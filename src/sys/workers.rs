@@ -56,10 +56,12 @@ impl Workers {
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let cpu = cpus[worker % cpus.len()];
-            let handle = std::thread::Builder::new().name(format!("w{worker}")).stack_size(WORKER_STACK_BYTES).spawn(move || {
-                cpu::pin_current_thread(cpu);
-                shared.serve(worker);
-            })?;
+            let handle = std::thread::Builder::new().name(format!("w{worker}")).stack_size(WORKER_STACK_BYTES).spawn(
+                move || {
+                    cpu::pin_current_thread(cpu);
+                    shared.serve(worker);
+                },
+            )?;
             pool.threads.push((handle.thread().clone(), Some(handle)));
         }
         Ok(pool)
@@ -138,7 +140,8 @@ impl Workers {
         // (`join` waited for that): this thread alone has access. The lifetime is erased; `Join` below ends every use of the
         // pointer before this function returns or unwinds.
         unsafe {
-            let erased: *const Task<'static> = std::mem::transmute::<*const Task<'_>, *const Task<'static>>(std::ptr::from_ref(task));
+            let erased: *const Task<'static> =
+                std::mem::transmute::<*const Task<'_>, *const Task<'static>>(std::ptr::from_ref(task));
             (*shared.task.get()).write(erased);
             *shared.caller.get() = std::thread::current();
         }
@@ -323,12 +326,18 @@ mod tests {
             let mut scratch = vec![0usize; threads];
             for len in [0, 1, 7, 64, 1000] {
                 let mut out = vec![0u32; len];
-                pool.chunks(&mut scratch, &mut out, 3, |_| (), |count, index, chunk| {
-                    *count += 1;
-                    for (offset, value) in chunk.iter_mut().enumerate() {
-                        *value += u32::try_from(index * 3 + offset + 1).unwrap();
-                    }
-                });
+                pool.chunks(
+                    &mut scratch,
+                    &mut out,
+                    3,
+                    |_| (),
+                    |count, index, chunk| {
+                        *count += 1;
+                        for (offset, value) in chunk.iter_mut().enumerate() {
+                            *value += u32::try_from(index * 3 + offset + 1).unwrap();
+                        }
+                    },
+                );
                 assert!(out.iter().enumerate().all(|(i, &value)| value as usize == i + 1));
             }
             let chunks: usize = [0usize, 1, 7, 64, 1000].iter().map(|len| len.div_ceil(3)).sum();

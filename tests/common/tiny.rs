@@ -123,7 +123,13 @@ impl Writer {
                 "F16" => data.extend(half::f16::from_f32(self.signed() * size).to_le_bytes()),
                 "BF16" => data.extend(half::bf16::from_f32(self.signed() * size).to_le_bytes()),
                 _ => {
-                    let levels = if type_name.starts_with("Q8") { 127.0 } else if type_name.starts_with("Q5") { 16.0 } else { 8.0 };
+                    let levels = if type_name.starts_with("Q8") {
+                        127.0
+                    } else if type_name.starts_with("Q5") {
+                        16.0
+                    } else {
+                        8.0
+                    };
                     let d = size / levels * (1.0 + 0.5 * self.signed());
                     data.extend(half::f16::from_f32(d).to_le_bytes());
                     let mut left = bytes - 2;

@@ -12,11 +12,17 @@ const DEFAULT_ROPE_BASE: f32 = 10_000.0;
 pub(super) fn hyper(gguf: &Gguf<'_>) -> Result<Hyper, ModelError> {
     let architecture = gguf.architecture()?;
     let key = |name: &str| format!("{architecture}.{name}");
-    let optional = |name: &str| -> Result<Option<usize>, ModelError> { Ok(gguf.u32(&key(name))?.map(|value| value as usize)) };
+    let optional =
+        |name: &str| -> Result<Option<usize>, ModelError> { Ok(gguf.u32(&key(name))?.map(|value| value as usize)) };
     let required = |name: &str| optional(name)?.ok_or_else(|| ModelError::MissingKey { key: key(name) });
 
     if let Some(experts) = optional("expert_count")?.filter(|&experts| experts > 0) {
-        return Err(ModelError::hyper(architecture, "expert_count", experts, "0: mixtures of experts are not supported"));
+        return Err(ModelError::hyper(
+            architecture,
+            "expert_count",
+            experts,
+            "0: mixtures of experts are not supported",
+        ));
     }
     let n_embd = required("embedding_length")?;
     let n_head = required("attention.head_count")?;
@@ -28,7 +34,9 @@ pub(super) fn hyper(gguf: &Gguf<'_>) -> Result<Hyper, ModelError> {
         let wanted = format!("{head_dim}, as attention.key_length");
         return Err(ModelError::hyper(architecture, "attention.value_length", value_length, &wanted));
     }
-    let embeddings = gguf.tensor("token_embd.weight").ok_or_else(|| ModelError::MissingTensor { name: "token_embd.weight".into() })?;
+    let embeddings = gguf
+        .tensor("token_embd.weight")
+        .ok_or_else(|| ModelError::MissingTensor { name: "token_embd.weight".into() })?;
     Ok(Hyper {
         architecture: architecture.into(),
         n_layer: required("block_count")?,
@@ -39,9 +47,9 @@ pub(super) fn hyper(gguf: &Gguf<'_>) -> Result<Hyper, ModelError> {
         head_dim,
         n_vocab: usize::try_from(embeddings.dims[1]).unwrap_or(usize::MAX),
         n_ctx_train: required("context_length")?,
-        rms_eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| ModelError::MissingKey {
-            key: key("attention.layer_norm_rms_epsilon"),
-        })?,
+        rms_eps: gguf
+            .f32(&key("attention.layer_norm_rms_epsilon"))?
+            .ok_or_else(|| ModelError::MissingKey { key: key("attention.layer_norm_rms_epsilon") })?,
         rope: Rope {
             dims: optional("rope.dimension_count")?.unwrap_or(head_dim),
             base: f64::from(gguf.f32(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_BASE)),
