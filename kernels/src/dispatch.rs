@@ -316,8 +316,14 @@ fn scalar() -> Kernels {
 }
 
 /// The set, or the first feature that it misses.
+#[cfg(target_arch = "x86_64")]
 fn avx2() -> Result<Kernels, &'static str> {
-    Err("an x86-64 CPU with AVX2")
+    crate::avx2::missing_feature().map_or(Ok(Kernels(&crate::avx2::AVX2)), Err)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2() -> Result<Kernels, &'static str> {
+    Err("an x86-64 CPU")
 }
 
 /// The set, or the first feature that it misses.

@@ -40,6 +40,8 @@
 
 mod activation;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod dispatch;
 mod format;
 mod math;

@@ -91,53 +91,37 @@ pub(crate) fn exp_all<S: Simd>(s: S, x: &mut [f32]) {
     }
 }
 
-/// A dense format's values as the kernels read them: sixteen rows of one column at a time.
+/// A dense format's columns: the values of sixteen rows, as bytes.
 trait Dense {
-    type Value;
-    fn load<S: Simd>(s: S, column: &[Self::Value; LANES]) -> S::V;
-    fn view(group: &[u8]) -> &[[Self::Value; LANES]];
+    type Column;
+    fn load<S: Simd>(s: S, column: &Self::Column) -> S::V;
+    fn columns(group: &[u8]) -> &[Self::Column];
 }
 
 struct F32;
 struct F16;
 struct Bf16;
 
-/// Reinterprets tile bytes as columns of sixteen values.
-///
-/// # Panics
-/// If the bytes are not aligned and whole (`Matrix::new` proved that they are).
-fn columns<T: Copy>(group: &[u8]) -> &[[T; LANES]] {
-    assert!(
-        group.as_ptr().cast::<[T; LANES]>().is_aligned()
-            && group.len().is_multiple_of(size_of::<[T; LANES]>())
-    );
-    // SAFETY: aligned and whole by the assertion; the callers use u16 and f32, for which every bit pattern is a value; the
-    // lifetime is the argument's.
-    unsafe {
-        std::slice::from_raw_parts(group.as_ptr().cast(), group.len() / size_of::<[T; LANES]>())
-    }
-}
-
 macro_rules! dense {
-    ($($name:ident($value:ty) $load:ident;)*) => {$(
+    ($($name:ident: $bytes:literal $load:ident;)*) => {$(
         impl Dense for $name {
-            type Value = $value;
+            type Column = [u8; $bytes];
             #[inline(always)]
-            fn load<S: Simd>(s: S, column: &[$value; LANES]) -> S::V {
+            fn load<S: Simd>(s: S, column: &Self::Column) -> S::V {
                 s.$load(column)
             }
             #[inline(always)]
-            fn view(group: &[u8]) -> &[[$value; LANES]] {
-                columns::<$value>(group)
+            fn columns(group: &[u8]) -> &[Self::Column] {
+                group.as_chunks().0
             }
         }
     )*};
 }
 
 dense! {
-    F32(f32) load;
-    F16(u16) load_f16;
-    Bf16(u16) load_bf16;
+    F32: 64 load_f32_bytes;
+    F16: 32 load_f16_bytes;
+    Bf16: 32 load_bf16_bytes;
 }
 
 /// Product with a dense matrix; shapes as in `Kernels::matmul`.
@@ -176,14 +160,14 @@ fn dense_groups<S: Simd, D: Dense>(
         // One chain of additions a group is bound by latency: four groups at a time.
         while groups.len() >= 4 {
             let (four, rest) = out.split_at_mut(4);
-            let views: [_; 4] = std::array::from_fn(|i| D::view(w.group(groups.start + i)));
+            let views: [_; 4] = std::array::from_fn(|i| D::columns(w.group(groups.start + i)));
             dense_micro::<S, D, 4, 1>(s, views, [x], four);
             groups.start += 4;
             out = rest;
         }
     }
     for (group, mut out) in groups.zip(out.chunks_exact_mut(n)) {
-        let view = [D::view(w.group(group))];
+        let view = [D::columns(w.group(group))];
         let mut rows = x.chunks_exact(row.max(1));
         while let [_, _, _, _, ..] = out {
             let (four, rest) = out.split_at_mut(4);
@@ -201,7 +185,7 @@ fn dense_groups<S: Simd, D: Dense>(
 #[inline(always)]
 fn dense_micro<S: Simd, D: Dense, const G: usize, const T: usize>(
     s: S,
-    w: [&[[D::Value; LANES]]; G],
+    w: [&[D::Column]; G],
     x: [&[f32]; T],
     out: &mut [[f32; LANES]],
 ) {

@@ -16,7 +16,10 @@ pub(crate) trait Simd: Copy {
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn load_f16(self, x: &[u16; LANES]) -> Self::V;
-    fn load_bf16(self, x: &[u16; LANES]) -> Self::V;
+    /// f32 from little-endian bytes, like the two that follow.
+    fn load_f32_bytes(self, x: &[u8; 4 * LANES]) -> Self::V;
+    fn load_f16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V;
+    fn load_bf16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V;
     fn store(self, x: Self::V, out: &mut [f32; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -78,8 +81,19 @@ impl Simd for Portable {
         x.map(|x| f16::from_bits(x).to_f32_const())
     }
     #[inline(always)]
-    fn load_bf16(self, x: &[u16; LANES]) -> Self::V {
-        x.map(|x| bf16::from_bits(x).to_f32())
+    fn load_f32_bytes(self, x: &[u8; 4 * LANES]) -> Self::V {
+        let values = x.as_chunks::<4>().0;
+        std::array::from_fn(|i| f32::from_le_bytes(values[i]))
+    }
+    #[inline(always)]
+    fn load_f16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V {
+        let values = x.as_chunks::<2>().0;
+        std::array::from_fn(|i| f16::from_le_bytes(values[i]).to_f32_const())
+    }
+    #[inline(always)]
+    fn load_bf16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V {
+        let values = x.as_chunks::<2>().0;
+        std::array::from_fn(|i| bf16::from_le_bytes(values[i]).to_f32())
     }
     #[inline(always)]
     fn store(self, x: Self::V, out: &mut [f32; LANES]) {
