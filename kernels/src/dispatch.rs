@@ -326,7 +326,14 @@ fn avx2() -> Result<Kernels, &'static str> {
     Err("an x86-64 CPU")
 }
 
-/// The set, or the first feature that it misses.
+/// The set, or what it misses.
+#[cfg(target_arch = "aarch64")]
+fn neon() -> Result<Kernels, &'static str> {
+    Ok(Kernels(&crate::neon::NEON))
+}
+
+/// The set, or what it misses.
+#[cfg(not(target_arch = "aarch64"))]
 fn neon() -> Result<Kernels, &'static str> {
     Err("an AArch64 CPU")
 }

@@ -46,6 +46,8 @@ mod dispatch;
 mod format;
 mod math;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod ops;
 mod pack;
 mod scalar;
