@@ -24,6 +24,18 @@ pub fn pin_current_thread(cpu: usize) {
     }
 }
 
+/// Lets the calling thread run on any of `cpus` again, whatever its parent was pinned to.
+pub fn allow(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        // A core beyond the set's size is one that the scheduler cannot be told about.
+        let _ = set.set(cpu);
+    }
+    if let Err(errno) = sched_setaffinity(Pid::from_raw(0), &set) {
+        log::warn!("thread not allowed on {} cpus: {errno}", cpus.len());
+    }
+}
+
 /// Bytes that may still be allocated without swapping: `MemAvailable`, or less where a cgroup says so.
 /// `None` where neither can be read (no /proc yet).
 pub fn available_memory_bytes() -> Option<u64> {
