@@ -1,2 +1,3 @@
 //! (module model)
 pub mod gguf;
+pub mod vocab;
