@@ -1,5 +1,21 @@
 //! Text on one side, token ids on the other: vocabularies, chat templates, streaming detokenization.
 //! Next on the data's way: `engine::queue`, which carries token ids only.
+//!
+//! A prompt: [`vocab`] splits off [`special`] tokens and hands the rest to [`bpe`] (cut
+//! into words by [`split`]) or [`spm`]. An answer: [`detokenize`] turns ids back into text, [`stop`] looks for its end.
+
+pub mod bpe;
+pub mod detokenize;
+pub mod special;
+pub mod split;
+pub mod spm;
+pub mod stop;
+pub mod table;
+pub mod vocab;
+
+pub use detokenize::Detokenizer;
+pub use stop::{StopError, StopMatcher};
+pub use vocab::{EncodeError, RawVocab, Vocab, VocabError};
 
 /// A token's index in the model's vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

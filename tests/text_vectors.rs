@@ -1,0 +1,106 @@
+//! The real vocabularies of SmolLM2 and Gemma 3: every recorded row exact, both ways.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/models.rs"]
+mod models;
+
+use std::time::Instant;
+
+use hearth::model::gguf::Gguf;
+use hearth::model::vocab::raw_vocab;
+use hearth::text::{Detokenizer, TokenId, Vocab};
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn vocab(model: &[u8]) -> Vocab {
+    let gguf = Gguf::parse(model).unwrap();
+    let started = Instant::now();
+    let vocab = Vocab::new(&raw_vocab(&gguf).unwrap()).unwrap();
+    println!("{} tokens in {:?}, {} KiB", vocab.len(), started.elapsed(), vocab.memory_bytes() >> 10);
+    vocab
+}
+
+fn rows(file: &str) -> Vec<Value> {
+    let path = format!("{}/tests/data/{file}", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ids(row: &Value) -> Vec<TokenId> {
+    row["ids"].as_array().unwrap().iter().map(|id| TokenId(id.as_u64().unwrap() as u32)).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+fn check_rows(vocab: &Vocab, file: &str, expected_rows: usize) {
+    let rows = rows(file);
+    assert_eq!(rows.len(), expected_rows);
+    for row in rows {
+        let (text, ids) = (row["text"].as_str().unwrap(), ids(&row));
+        let (add, parse) = (row["add_special"].as_bool().unwrap(), row["parse_special"].as_bool().unwrap());
+        assert_eq!(vocab.encode(text, add, parse).unwrap(), ids, "{text:?} add_special={add} parse_special={parse}");
+
+        let printed = unhex(row["detok_hex"].as_str().unwrap());
+        assert_eq!(vocab.decode(&ids, true), printed, "{text:?}");
+        let mut stream = Detokenizer::with_special();
+        let mut streamed: String = ids.iter().map(|id| stream.push(vocab, *id).to_string()).collect();
+        streamed.push_str(stream.finish());
+        assert_eq!(streamed, String::from_utf8_lossy(&printed), "{text:?} as a stream");
+    }
+}
+
+#[test]
+fn smollm2_rows_are_exact() {
+    let vocab = vocab(&models::smollm2());
+    check_rows(&vocab, "tok_smollm2.jsonl", 132);
+    assert_eq!((vocab.bos(), vocab.eos(), vocab.add_bos()), (Some(TokenId(1)), Some(TokenId(2)), false));
+    for text in ["<|im_end|>", "<|endoftext|>"] {
+        let id = vocab.token(text.as_bytes()).unwrap();
+        assert!(vocab.is_eog(id) && vocab.is_control(id), "{text}");
+        assert_eq!(vocab.token_bytes(id, false), b"");
+        assert_eq!(vocab.text_of(id), text.as_bytes());
+    }
+    assert!(!vocab.is_eog(vocab.token(b"<|im_start|>").unwrap()));
+}
+
+#[test]
+fn gemma3_rows_are_exact() {
+    let vocab = vocab(&models::gemma3());
+    check_rows(&vocab, "tok_gemma3.jsonl", 132);
+    assert!(vocab.add_bos() && vocab.is_eog(vocab.token(b"<end_of_turn>").unwrap()));
+    assert!(vocab.is_control(TokenId(212)));
+}
+
+#[test]
+fn long_texts_take_linear_time() {
+    let smollm2 = vocab(&models::smollm2());
+    let gemma3 = vocab(&models::gemma3());
+    for (name, vocab) in [("smollm2", &smollm2), ("gemma3", &gemma3)] {
+        for text in
+            ["x".repeat(1 << 20), " ".repeat(1 << 20), "\n".repeat(1 << 20), "The quick brown fox. ".repeat(50_000)]
+        {
+            let started = Instant::now();
+            let ids = vocab.encode(&text, false, true).unwrap();
+            assert_eq!(vocab.decode(&ids, true), text.as_bytes());
+            let took = started.elapsed();
+            println!("{name}: {} MB of {:?}… in {took:?}", text.len() as f64 / 1e6, &text[..4]);
+            assert!(took.as_secs() < 20, "{name}: {took:?} for {} bytes", text.len());
+        }
+    }
+}
+
+#[test]
+fn byte_level_round_trip_is_lossless() {
+    let vocab = vocab(&models::smollm2());
+    let cases = |cases| ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(cases(2000), |(text in any::<String>(), parse_special: bool)| {
+        let ids = vocab.encode(&text, false, parse_special).unwrap();
+        prop_assert_eq!(vocab.decode(&ids, true), text.as_bytes());
+    });
+    proptest!(cases(500), |(text in "([ \t\r\n]{0,3}('s|[a-zA-Z0-9]{1,9}|<\\|im_end\\|>|é|漢字|🚀)){0,40}")| {
+        let ids = vocab.encode(&text, false, true).unwrap();
+        prop_assert_eq!(vocab.decode(&ids, true), text.as_bytes());
+    });
+}
