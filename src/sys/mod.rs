@@ -1,1 +1,4 @@
 //! (module sys)
+pub mod poll;
+pub mod signals;
+pub mod tty;
