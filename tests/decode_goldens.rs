@@ -2,12 +2,13 @@
 //! set of this CPU × threads × batch × prefill chunk. The same goldens hold on x86-64 and on every emulated Arm core.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+#[path = "common/tiny.rs"]
+mod tiny;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use common::tiny::{self, SHAPE, Shape};
+use tiny::{SHAPE, Shape};
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;

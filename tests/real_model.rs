@@ -2,7 +2,8 @@
 //! kernel set × threads × batch × prefill chunk.
 #![allow(clippy::unwrap_used)]
 
-mod common;
+#[path = "common/models.rs"]
+mod models;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,7 +31,7 @@ const MARGIN: f64 = 0.5;
 const MAX_KL: f64 = 0.012;
 
 fn with_smollm2<R>(threads: usize, use_model: impl FnOnce(&Model<'_>, Workers) -> R) -> R {
-    let mapping = Mapping::open(&common::real::smollm2()).unwrap();
+    let mapping = Mapping::open(&models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf")).unwrap();
     let gguf = Gguf::parse(mapping.bytes()).unwrap();
     let hyper = arch::hyper(&gguf).unwrap();
     let layout = WeightLayout::new(&gguf, &hyper).unwrap();

@@ -1,6 +1,8 @@
 //! Small llama-family models made on the spot: a GGUF writer and seeded random weights in any block format.
 //! The same bytes everywhere, so a logits hash of one is a golden for every CPU.
 
+#![allow(dead_code, clippy::unwrap_used)]
+
 /// GGML type ids and bytes of one block, as the GGUF specification lists them.
 pub const TYPES: [(&str, u32, usize, usize); 8] = [
     // name, id, values a block, bytes a block
