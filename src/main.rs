@@ -1,2 +1,47 @@
-//! The command line.
-fn main() {}
+//! The command line: one subcommand is one role, an error is one line on stderr and an exit code. Nothing else happens here.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use hearth::tools;
+
+/// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
+#[derive(Parser)]
+#[command(name = "hearth", version, max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    Plan(tools::plan::PlanArgs),
+    Generate(tools::generate::GenerateArgs),
+    Score(tools::score::ScoreArgs),
+    Perplexity(tools::perplexity::PerplexityArgs),
+    Bench(tools::bench::BenchArgs),
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let result = match Cli::parse().role {
+        Role::Plan(args) => report(tools::plan::run(&args), tools::ToolError::exit_code),
+        Role::Generate(args) => report(tools::generate::run(&args), tools::ToolError::exit_code),
+        Role::Score(args) => report(tools::score::run(&args), tools::ToolError::exit_code),
+        Role::Perplexity(args) => report(tools::perplexity::run(&args), tools::ToolError::exit_code),
+        Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
+    };
+    ExitCode::from(result)
+}
+
+/// 0, or the error on stderr and its code.
+fn report<E: std::fmt::Display>(result: Result<(), E>, exit_code: impl Fn(&E) -> u8) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("hearth: {error}");
+            exit_code(&error)
+        }
+    }
+}

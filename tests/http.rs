@@ -15,10 +15,7 @@ use common::{Script, post, read_response, wait_for, with_daemon, with_daemon_at}
 const CHAT: &str = "/v1/chat/completions";
 
 fn script(answer: &str) -> Script {
-    Script {
-        answer: answer.to_owned(),
-        ..Script::default()
-    }
+    Script { answer: answer.to_owned(), ..Script::default() }
 }
 
 fn ask(stream: bool) -> String {

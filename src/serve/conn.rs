@@ -58,10 +58,7 @@ impl State {
         use State::{Closed, Draining, Queued, Reading, Streaming};
         matches!(
             (self, next),
-            (Reading, Queued | Draining)
-                | (Queued, Streaming | Draining)
-                | (Streaming, Draining)
-                | (Draining, Reading)
+            (Reading, Queued | Draining) | (Queued, Streaming | Draining) | (Streaming, Draining) | (Draining, Reading)
         ) || next == Closed
     }
 }
@@ -130,11 +127,7 @@ impl Conn {
             }
             // Lingering: what comes after the last answer is thrown away.
             Ok(_) => {}
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.close(),
         }
     }
@@ -278,10 +271,7 @@ impl Conn {
             State::Draining => self.lingering,
             State::Queued | State::Streaming | State::Closed => false,
         };
-        Interest {
-            read: listens && !self.eof,
-            write: !self.out.is_empty(),
-        }
+        Interest { read: listens && !self.eof, write: !self.out.is_empty() }
     }
 
     /// When [`Conn::expire`] is due.
@@ -300,10 +290,7 @@ impl Conn {
     /// Ends what took too long. Call when the deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.state == State::Reading && self.midway && self.out.is_empty() {
-            let late = format!(
-                "the request was not whole after {} s",
-                REQUEST_TIMEOUT.as_secs()
-            );
+            let late = format!("the request was not whole after {} s", REQUEST_TIMEOUT.as_secs());
             self.reject(Reply::LAST, &Reject::request(408, late), now);
         } else {
             self.close();
