@@ -1,4 +1,44 @@
-//! hearth: a sealed, offline LLM appliance.
+//! hearth: a sealed, offline LLM appliance in one static binary.
+//!
+//! # Principles
+//! 1. **One answer.** Model, prompt, seed and settings decide every bit of the answer; CPU, threads, batch and chunking do not.
+//!    The numeric model that makes it so is written down in `hearth_kernels`.
+//! 2. **Memory is planned, then taken, then fixed.** [`model::plan`] adds up every buffer before the first one is taken.
+//! 3. **Nothing leaves.** No network, no telemetry, no prompt in a log.
+//! 4. **It comes back.** A client, a line of noise or a full queue costs a request, never the daemon.
+//! 5. **No byte from outside can crash it**: model files, HTTP, serial lines, chat templates.
+//!
+//! # One request, file by file
+//! ```text
+//! bytes ─ serve/conn ─ wire/{http,line} ─ wire/openai ─ text/{chat,bpe,spm} ─ engine/queue ═╗          I/O thread
+//!                                                                                        ║ bounded ring of token ids
+//! bytes ─ serve/conn ─ wire/openai ─ text/detokenize ─────────────── engine/queue ═══════╣
+//!                                                                                        ║
+//!              engine/scheduler ─ model/forward ─ hearth_kernels ─ engine/sampler ───────╝          engine + workers
+//! ```
+//! Text never enters the engine, tensors never leave it: only token ids cross.
+//!
+//! # Threads
+//! | thread | does | waits in |
+//! |---|---|---|
+//! | `io` | sockets, serial line, signals, tokenizing, detokenizing | epoll |
+//! | main, after loading | the engine: schedules, samples, is worker 0 | park, unparked by `io` |
+//! | `w1`…`wN` | chunks of one operation at a time, pinned | spin, then park |
+//!
+//! # Ownership
+//! | thing | owner | lent to |
+//! |---|---|---|
+//! | `Mapping`, `Region` | the frame of `tools::session::with_model` | `Model<'m>` borrows their bytes |
+//! | `Model<'m>`, `Vocab` | the same frame | `&` to engine and I/O thread |
+//! | KV cache, scratch, sampler, workers | `Engine` | `&mut` to `forward`, split into disjoint chunks per worker |
+//! | KV blocks | a sequence's `BlockTable` | given back when the sequence ends |
+//! | rings | the frame of `serve::daemon::run` | producer and consumer halves |
+//! | connections, serial line, listener | the I/O thread | nobody |
+//!
+//! # Modules, in reading order
+//! [`text`] · [`wire`] · [`engine`] · [`model`] · [`sys`] · [`serve`] · [`tools`] · [`client`]. Imports run downwards: `text` and `wire`
+//! know nothing of the rest; `model` knows kernels, `sys` and `text::TokenId`; `engine` knows `model` and `sys`; `serve` composes.
+
 pub mod client;
 pub mod engine;
 pub mod model;

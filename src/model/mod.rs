@@ -1,3 +1,159 @@
-//! (module model)
+//! One model: its hyperparameters, weights and forward pass. Token ids in, logits out; text and requests are unknown here.
+//!
+//! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors, repacked) ·
+//! [`plan`] (what all of it takes in memory) · [`rope`], [`kv`], [`forward`] (a step) · [`reference`] (the same model computed
+//! in plain F32, to be close to). Next on the data's way: `engine`.
+
+pub mod arch;
+pub mod forward;
 pub mod gguf;
+pub mod hyper;
+pub mod kv;
+pub mod plan;
+pub mod reference;
+pub mod rope;
 pub mod vocab;
+pub mod weights;
+
+use hyper::Hyper;
+use rope::RopeFrequencies;
+use weights::{WeightLayout, Weights};
+
+use crate::sys::map::Region;
+use crate::sys::workers::Workers;
+
+/// A loaded model. Borrows the tiles of one [`Region`].
+#[derive(Debug)]
+pub struct Model<'m> {
+    /// Its numbers.
+    pub hyper: Hyper,
+    /// Its tensors.
+    pub weights: Weights<'m>,
+    /// Its rotary frequencies.
+    pub rope: RopeFrequencies,
+}
+
+impl<'m> Model<'m> {
+    /// Repacks a GGUF's weights into `region` and binds the model to it. `progress` gets the bytes done.
+    ///
+    /// # Errors
+    /// A tensor is missing, misshapen, of an unsupported type, or holds NaN or infinity.
+    ///
+    /// # Panics
+    /// `region` is shorter than the layout's `region_bytes`.
+    pub fn load(
+        gguf: &gguf::Gguf<'_>,
+        hyper: Hyper,
+        layout: &WeightLayout,
+        region: &'m mut Region,
+        workers: &mut Workers,
+        progress: impl FnMut(usize),
+    ) -> Result<Self, ModelError> {
+        layout.repack(gguf, region.bytes_mut(), workers, progress)?;
+        let weights = Weights::bind(gguf, &hyper, layout, region.bytes())?;
+        let rope = RopeFrequencies::new(&hyper.rope, weights.rope_factors.as_deref());
+        Ok(Self { hyper, weights, rope })
+    }
+}
+
+/// Why a file is not a model that hearth can run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The container is damaged.
+    #[error(transparent)]
+    Gguf(#[from] gguf::GgufError),
+    /// `general.architecture` is not one of [`arch::SUPPORTED`].
+    #[error("architecture {found:?} is not supported; supported: {}", arch::SUPPORTED.join(", "))]
+    Architecture {
+        /// What the file says.
+        found: String,
+    },
+    /// A metadata key that every model of this architecture has.
+    #[error("metadata key {key:?} is missing")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A hyperparameter is out of range or does not fit the others.
+    #[error("{key} is {found}, must be {wanted}")]
+    Hyper {
+        /// The metadata key.
+        key: String,
+        /// Its value.
+        found: String,
+        /// What would be right.
+        wanted: String,
+    },
+    /// A tensor that every model of this architecture has.
+    #[error("tensor {name:?} is missing")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// A tensor that the forward pass would leave out.
+    #[error("tensor {name:?} is not used by the architecture {architecture:?} as hearth computes it: the answers would be wrong")]
+    UnusedTensor {
+        /// The tensor.
+        name: String,
+        /// The file's architecture.
+        architecture: String,
+    },
+    /// A tensor has other dimensions than the metadata says.
+    #[error("tensor {tensor:?} has shape {found:?}, must be {wanted:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its dimensions, innermost first.
+        found: Vec<u64>,
+        /// What would be right.
+        wanted: Vec<usize>,
+    },
+    /// A tensor's element type has no kernels.
+    #[error("tensor {tensor:?} has type {found}, which is not supported here; matrices may be {}, vectors F32", supported_types())]
+    UnsupportedType {
+        /// The tensor.
+        tensor: String,
+        /// Its GGML type.
+        found: String,
+    },
+    /// A tensor's size does not fit its shape or this machine.
+    #[error("tensor {tensor:?}: its size does not fit its shape, its columns its blocks, or the sum this machine's address space")]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A matrix holds NaN or infinity.
+    #[error("tensor {tensor:?}, rows from {first_row}: {source}")]
+    BadWeight {
+        /// The tensor.
+        tensor: String,
+        /// First row of the row group it is in.
+        first_row: usize,
+        /// Which row and column.
+        source: hearth_kernels::PackError,
+    },
+    /// A vector holds NaN, infinity, or a value that makes no sense there.
+    #[error("tensor {tensor:?} holds a value that is not finite or out of range")]
+    BadVector {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The region does not fit the layout.
+    #[error("tensor {tensor:?}: {source}")]
+    Tiles {
+        /// The tensor.
+        tensor: String,
+        /// What does not fit.
+        source: hearth_kernels::ShapeError,
+    },
+}
+
+impl ModelError {
+    fn hyper(architecture: &str, key: &str, found: impl ToString, wanted: &str) -> Self {
+        Self::Hyper { key: format!("{architecture}.{key}"), found: found.to_string(), wanted: wanted.into() }
+    }
+}
+
+fn supported_types() -> String {
+    hearth_kernels::Format::ALL.map(hearth_kernels::Format::name).join(", ")
+}

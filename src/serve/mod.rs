@@ -1,1 +1,85 @@
-//! (module serve)
+//! The I/O thread: one epoll loop over the socket's connections, the serial line, the signals and the engine's ring. It
+//! turns requests into jobs and tokens into text, and is the only place that touches a client. The engine never waits for
+//! it: what a client does not read, a client loses. Next on the data's way: `engine::queue`.
+//!
+//! Its memory is bounded by [`MAX_CONNECTIONS`] times what one connection may hold ([`http::MAX_BUFFERED_BYTES`] in,
+//! [`conn::MAX_OUTPUT_BYTES`] out, and one whole answer where it is not streamed).
+
+mod admit;
+pub mod conn;
+pub mod listener;
+mod server;
+pub mod text;
+pub mod tty;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+pub use self::admit::Defaults;
+use self::listener::SocketError;
+use self::server::Server;
+use self::text::TextModel;
+use crate::engine::queue::EngineLink;
+use crate::sys::tty::TtyError;
+#[allow(unused_imports)] // for the module's documentation
+use crate::wire::http;
+
+/// Connections at once; the next one gets 503. More than the engine's ring holds, so that a full ring is told as 429.
+pub const MAX_CONNECTIONS: usize = 64;
+/// Running answers may take this long after the first signal to stop.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the I/O thread is to serve, and where.
+pub struct ServeSetup<'a> {
+    /// The UNIX socket's path.
+    pub socket: &'a Path,
+    /// The serial line, if there is one.
+    pub tty: Option<&'a Path>,
+    /// The model's text side.
+    pub text: &'a dyn TextModel,
+    /// The model's name in answers.
+    pub model_id: &'a str,
+    /// Positions of a sequence, prompt and answer together.
+    pub context_tokens: usize,
+    /// What requests that say nothing get.
+    pub defaults: Defaults,
+    /// Take SIGTERM and SIGINT: the first drains, the second stops at once.
+    pub signals: bool,
+    /// A byte on this stream drains as SIGTERM does, a second one stops at once; so does its end, for whoever runs the
+    /// daemon inside a process of its own.
+    pub stop: Option<UnixStream>,
+    /// Called once the socket takes connections.
+    pub ready: Box<dyn FnOnce() + 'a>,
+}
+
+/// Why the daemon cannot serve, or not any longer.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The serial line.
+    #[error(transparent)]
+    Tty(#[from] TtyError),
+    /// Signal handlers.
+    #[error("taking over SIGTERM and SIGINT: {0}")]
+    Signals(#[source] io::Error),
+    /// The epoll set.
+    #[error("waiting for clients: {0}")]
+    Poll(#[from] Errno),
+}
+
+/// Serves until a signal or [`ServeSetup::stop`] says otherwise, and then stops the engine behind `link`, whatever the
+/// reason for the end: the caller can join the engine's thread.
+///
+/// # Errors
+/// See [`ServeError`]. Nothing a client does is an error here.
+pub fn run(setup: ServeSetup<'_>, mut link: EngineLink<'_>) -> Result<(), ServeError> {
+    let result = Server::open(setup, &mut link).and_then(Server::run);
+    link.shutdown();
+    result
+}

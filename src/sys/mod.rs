@@ -1,1 +1,9 @@
-//! (module sys)
+//! What hearth needs of the kernel and the CPU: memory maps, pinning, worker threads, epoll, signals, serial lines.
+//! Everything above this module is safe code; `map` and `workers` hold the crate's `unsafe`.
+
+pub mod cpu;
+pub mod map;
+pub mod poll;
+pub mod signals;
+pub mod tty;
+pub mod workers;

@@ -1,1 +1,314 @@
-//! (module wire)
+//! What peers say, as bytes, and what it means: HTTP/1.1 with the OpenAI API ([`http`], [`openai`]) and the serial
+//! line's protocol ([`line`]). Both end in the same [`GenerateRequest`]. Pure: no descriptor, no clock, no model.
+//! Next on the data's way: `serve`, which turns a request into a job for the engine.
+
+pub mod http;
+pub mod line;
+pub mod openai;
+mod request;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+/// One turn of a conversation, as chat templates see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of the person's.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self {
+            role: "user",
+            content: content.into(),
+        }
+    }
+
+    /// A turn of the model's.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self {
+            role: "assistant",
+            content: content.into(),
+        }
+    }
+
+    /// The instruction that stands before the conversation.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self {
+            role: "system",
+            content: content.into(),
+        }
+    }
+}
+
+/// What the model is to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// A conversation, rendered through the model's chat template. At least one message.
+    Chat(Vec<Message>),
+    /// Text as it stands, not empty.
+    Text(String),
+    /// Token ids, at least one; not yet checked against the vocabulary.
+    Tokens(Vec<u32>),
+}
+
+/// The sampling fields a request named; the rest come from the configuration.
+/// Ranges are those of `engine::sampler::SamplingParams` and have been checked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SamplingFields {
+    /// In [0, 2]; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// 0 keeps all.
+    pub top_k: Option<u32>,
+    /// In (0, 1].
+    pub top_p: Option<f32>,
+    /// In [0, 1].
+    pub min_p: Option<f32>,
+    /// In (0, 10].
+    pub repetition_penalty: Option<f32>,
+    /// In [-2, 2].
+    pub frequency_penalty: Option<f32>,
+    /// In [-2, 2].
+    pub presence_penalty: Option<f32>,
+    /// Negative seeds keep their two's complement bits.
+    pub seed: Option<u64>,
+}
+
+/// A request for text, from either protocol, with every range checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How to choose tokens.
+    pub sampling: SamplingFields,
+    /// At least 1; `None`: up to the context's end.
+    pub max_tokens: Option<usize>,
+    /// The answer ends before the first of these. None is empty.
+    pub stop: Vec<String>,
+    /// Send the answer piece by piece.
+    pub stream: bool,
+    /// Close a stream with a chunk that carries the usage.
+    pub include_usage: bool,
+    /// Report the hash over the logits of every generated step.
+    pub logits_hash: bool,
+    /// Go on past end-of-generation tokens.
+    pub ignore_eos: bool,
+    /// Today's date for templates that print one, as the request wants it to read. The clock is never asked.
+    pub date: Option<String>,
+}
+
+impl GenerateRequest {
+    /// A request with no field but its prompt.
+    pub fn new(prompt: Prompt) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingFields::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            stream: false,
+            include_usage: false,
+            logits_hash: false,
+            ignore_eos: false,
+            date: None,
+        }
+    }
+}
+
+/// How an answer ended, in the API's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it, or a stop string was found.
+    Stop,
+    /// `max_tokens` or the context's end.
+    Length,
+    /// Cut short by the person at the serial line. HTTP has no such reason: a client that goes away gets nothing.
+    Cancelled,
+}
+
+impl Finish {
+    /// The value of `finish_reason`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Tokens read and written by one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated, those of a stop string included.
+    pub completion_tokens: usize,
+}
+
+impl Usage {
+    /// The `usage` object.
+    pub fn to_json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens.saturating_add(self.completion_tokens),
+        })
+    }
+}
+
+/// How one answer ended and what it cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Why it ended.
+    pub finish: Finish,
+    /// What it cost.
+    pub usage: Usage,
+    /// Where the request asked for it.
+    pub logits_hash: Option<u64>,
+}
+
+/// The hash as every interface prints it: 16 hexadecimal digits.
+pub fn hash_text(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+/// What `/health` and `/status` tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The model's name.
+    pub model: String,
+    /// Positions a sequence may have.
+    pub context_tokens: usize,
+    /// Requests handed to the engine and not yet answered.
+    pub active: usize,
+    /// Of these, requests the engine has not taken yet.
+    pub waiting: usize,
+    /// Seconds since the daemon became ready.
+    pub uptime_s: u64,
+    /// Whether a shutdown has begun.
+    pub draining: bool,
+}
+
+/// Why a request is not served: the peer's fault (4xx) or ours (5xx). Never carries a word of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Reject {
+    /// HTTP status.
+    pub status: u16,
+    /// OpenAI's error type.
+    pub kind: &'static str,
+    /// OpenAI's error code, where there is one.
+    pub code: Option<&'static str>,
+    /// What is wrong and what would be right.
+    pub message: String,
+    /// The field at fault.
+    pub param: Option<String>,
+    /// Methods the path takes (405).
+    pub allow: Option<&'static str>,
+    /// Seconds after which another try makes sense (429, 503).
+    pub retry_after_s: Option<u32>,
+}
+
+impl Reject {
+    /// A fault of the peer's, with the HTTP status to answer.
+    pub fn request(status: u16, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            kind: "invalid_request_error",
+            code: None,
+            message: message.into(),
+            param: None,
+            allow: None,
+            retry_after_s: None,
+        }
+    }
+
+    /// A field with a wrong value (400).
+    pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param.into()),
+            ..Self::request(400, message)
+        }
+    }
+
+    /// A field this server knows and does not serve (400, code `unsupported_parameter`).
+    pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
+        Self {
+            code: Some("unsupported_parameter"),
+            ..Self::field(param, message)
+        }
+    }
+
+    /// Every place is taken (429).
+    pub fn busy() -> Self {
+        Self {
+            kind: "rate_limit_error",
+            code: Some("busy"),
+            retry_after_s: Some(RETRY_AFTER_S),
+            ..Self::request(
+                429,
+                "every place in the queue is taken; try again in a moment",
+            )
+        }
+    }
+
+    /// The daemon is stopping or has no connection left (503).
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self {
+            kind: "server_error",
+            code: Some("unavailable"),
+            retry_after_s: Some(RETRY_AFTER_S),
+            ..Self::request(503, message)
+        }
+    }
+
+    /// A fault of the server's (500).
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self {
+            kind: "server_error",
+            code: Some("internal_error"),
+            ..Self::request(500, message)
+        }
+    }
+
+    /// The prompt leaves no position to generate (400, code `context_length_exceeded`).
+    pub fn context_exceeded(prompt_tokens: usize, context_tokens: usize, param: &str) -> Self {
+        Self {
+            code: Some("context_length_exceeded"),
+            ..Self::field(
+                param,
+                format!(
+                    "the prompt has {prompt_tokens} tokens and the context {context_tokens}: at most {} leave room \
+                     for an answer",
+                    context_tokens.saturating_sub(1)
+                ),
+            )
+        }
+    }
+
+    /// Adds the code.
+    #[must_use]
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self {
+            code: Some(code),
+            ..self
+        }
+    }
+
+    /// OpenAI's error object: `{"error":{"message","type","param","code"}}`.
+    pub fn to_json(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+/// `Retry-After` of 429 and 503, in seconds.
+pub const RETRY_AFTER_S: u32 = 1;

@@ -1,0 +1,276 @@
+//! Keys and values in blocks, and attention of one GQA group over them. `kv_store` fills the blocks, `dispatch` checks an
+//! [`AttentionArgs`], each set instantiates [`attend`].
+
+use half::f16;
+
+use crate::simd::{LANES, Simd, exp};
+
+/// Positions in a KV block.
+pub const KV_BLOCK: usize = 64;
+/// Query heads one [`crate::Kernels::attention`] call may have.
+pub const MAX_GROUP_HEADS: usize = 32;
+/// Values a head may have; head sizes are multiples of 16.
+pub const MAX_HEAD_DIM: usize = 512;
+
+/// Query heads that share one pass over a block's keys and values.
+const HEADS_AT_ONCE: usize = 4;
+
+/// Length of one KV block of one KV head, u16s: keys `[4 tiles of 16 positions][head_dim][16]`, then values
+/// `[64][head_dim]`, both f16 bits.
+pub const fn kv_block_len(head_dim: usize) -> usize {
+    2 * KV_BLOCK * head_dim
+}
+
+/// Writes one position's key and value into a block, rounding to f16 (to nearest even; too large becomes infinite).
+///
+/// # Panics
+/// If `block` is not `kv_block_len(head_dim)` long, `k` or `v` not `head_dim`, or the position not below [`KV_BLOCK`].
+pub fn kv_store(
+    block: &mut [u16],
+    position_in_block: usize,
+    head_dim: usize,
+    k: &[f32],
+    v: &[f32],
+) {
+    assert_eq!(
+        block.len(),
+        kv_block_len(head_dim),
+        "kv_store: block length"
+    );
+    assert!(
+        position_in_block < KV_BLOCK,
+        "kv_store: position {position_in_block} in a block of {KV_BLOCK}"
+    );
+    assert!(
+        k.len() == head_dim && v.len() == head_dim,
+        "kv_store: head size"
+    );
+    let (keys, values) = block.split_at_mut(KV_BLOCK * head_dim);
+    let tile = &mut keys[position_in_block / LANES * LANES * head_dim..][..LANES * head_dim];
+    for (column, k) in tile.as_chunks_mut::<LANES>().0.iter_mut().zip(k) {
+        column[position_in_block % LANES] = f16::from_f32(*k).to_bits();
+    }
+    for (out, v) in values[position_in_block * head_dim..][..head_dim]
+        .iter_mut()
+        .zip(v)
+    {
+        *out = f16::from_f32(*v).to_bits();
+    }
+}
+
+/// One token's query heads of one GQA group against one sequence's cache of the KV head they share.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionArgs<'a> {
+    /// `[heads][head_dim]`.
+    pub q: &'a [f32],
+    /// Query heads in the group, 1 to [`MAX_GROUP_HEADS`].
+    pub heads: usize,
+    /// Values a head, a multiple of 16 up to [`MAX_HEAD_DIM`].
+    pub head_dim: usize,
+    /// All KV blocks of this layer and KV head.
+    pub plane: &'a [u16],
+    /// Block `i` of the sequence is `plane[table[i] * kv_block_len(head_dim)..]`.
+    pub table: &'a [u32],
+    /// Positions to attend to, at least 1; the later ones of the last block may hold anything.
+    pub positions: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+/// Working memory of [`crate::Kernels::attention`], of fixed size; one a thread.
+#[derive(Debug)]
+pub struct AttentionScratch {
+    /// Scores, then weights, of the heads in hand.
+    scores: Box<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>,
+    /// Running maximum and sum of every head.
+    max: [f32; MAX_GROUP_HEADS],
+    sum: [f32; MAX_GROUP_HEADS],
+}
+
+impl AttentionScratch {
+    /// Heap bytes that [`AttentionScratch::new`] takes.
+    pub const HEAP_BYTES: usize = size_of::<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>();
+
+    /// Allocates it.
+    pub fn new() -> Self {
+        Self {
+            scores: Box::new([[0.0; KV_BLOCK]; HEADS_AT_ONCE]),
+            max: [0.0; MAX_GROUP_HEADS],
+            sum: [0.0; MAX_GROUP_HEADS],
+        }
+    }
+}
+
+impl Default for AttentionScratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Attention as the numeric model says; `out` is `[heads][head_dim]`. The arguments have been checked.
+#[inline(always)]
+pub(crate) fn attend<S: Simd>(
+    s: S,
+    a: &AttentionArgs<'_>,
+    out: &mut [f32],
+    scratch: &mut AttentionScratch,
+) {
+    let block_len = kv_block_len(a.head_dim);
+    let block = |i: usize| {
+        a.plane[a.table[i] as usize * block_len..][..block_len]
+            .as_chunks::<LANES>()
+            .0
+    };
+    let blocks = a.positions.div_ceil(KV_BLOCK);
+    for i in 0..blocks {
+        let b = Block {
+            kv: block(i),
+            next: block((i + 1).min(blocks - 1)),
+            columns: a.head_dim / LANES,
+            positions: (a.positions - i * KV_BLOCK).min(KV_BLOCK),
+            first: i == 0,
+            scale: a.scale,
+        };
+        let mut head = 0;
+        while head < a.heads {
+            let count = (a.heads - head).min(HEADS_AT_ONCE);
+            let q = &a.q[head * a.head_dim..][..count * a.head_dim];
+            let out = &mut out[head * a.head_dim..][..count * a.head_dim];
+            let (m, l) = (&mut scratch.max[head..], &mut scratch.sum[head..]);
+            match count {
+                1 => b.heads::<S, 1>(s, q, out, &mut scratch.scores, m, l),
+                2 => b.heads::<S, 2>(s, q, out, &mut scratch.scores, m, l),
+                3 => b.heads::<S, 3>(s, q, out, &mut scratch.scores, m, l),
+                _ => b.heads::<S, 4>(s, q, out, &mut scratch.scores, m, l),
+            }
+            head += count;
+        }
+    }
+    for (out, l) in out.chunks_exact_mut(a.head_dim).zip(&scratch.sum) {
+        let inv = s.splat(1.0 / l);
+        for out in out.as_chunks_mut::<LANES>().0 {
+            s.store(s.mul(s.load(out), inv), out);
+        }
+    }
+}
+
+/// One KV block in hand. The first `4 × head_dim` vectors of `kv` are keys, the rest values.
+struct Block<'a> {
+    kv: &'a [[u16; LANES]],
+    /// The block after it, prefetched while this one is worked on.
+    next: &'a [[u16; LANES]],
+    /// Vectors a head: `head_dim / 16`.
+    columns: usize,
+    positions: usize,
+    first: bool,
+    scale: f32,
+}
+
+impl Block<'_> {
+    /// `H` heads against the block, combined into `out`, `m` and `l`.
+    #[inline(always)]
+    fn heads<S: Simd, const H: usize>(
+        &self,
+        s: S,
+        q: &[f32],
+        out: &mut [f32],
+        scores: &mut [[f32; KV_BLOCK]; HEADS_AT_ONCE],
+        m: &mut [f32],
+        l: &mut [f32],
+    ) {
+        self.scores::<S, H>(s, q, scores);
+        // Factors of the old and the new part of `o`; on the first block there is no old part.
+        let mut keep = [s.splat(0.0); H];
+        let mut take = [s.splat(1.0); H];
+        for h in 0..H {
+            let (block_max, block_sum) = self.softmax(s, &mut scores[h]);
+            if self.first {
+                (m[h], l[h]) = (block_max, block_sum);
+                continue;
+            }
+            let max = m[h].max(block_max);
+            let (c, e) = (
+                crate::math::exp(m[h] - max),
+                crate::math::exp(block_max - max),
+            );
+            l[h] = l[h].mul_add(c, block_sum * e);
+            m[h] = max;
+            (keep[h], take[h]) = (s.splat(c), s.splat(e));
+        }
+        let (values, next) = (
+            &self.kv[4 * LANES * self.columns..],
+            &self.next[4 * LANES * self.columns..],
+        );
+        let out = out.as_chunks_mut::<LANES>().0;
+        for column in 0..self.columns {
+            let mut acc = [s.splat(0.0); H];
+            for p in 0..self.positions {
+                let v = s.load_f16(&values[p * self.columns + column]);
+                if column % 2 == 0 {
+                    s.prefetch(&next[p * self.columns + column]);
+                }
+                for h in 0..H {
+                    acc[h] = s.fma(s.splat(scores[h][p]), v, acc[h]);
+                }
+            }
+            for h in 0..H {
+                let out = &mut out[h * self.columns + column];
+                let o = if self.first {
+                    acc[h]
+                } else {
+                    s.fma(s.load(out), keep[h], s.mul(acc[h], take[h]))
+                };
+                s.store(o, out);
+            }
+        }
+    }
+
+    /// `scores[h][p]`, scaled; lanes past the last position hold whatever the cache does.
+    #[inline(always)]
+    fn scores<S: Simd, const H: usize>(
+        &self,
+        s: S,
+        q: &[f32],
+        scores: &mut [[f32; KV_BLOCK]; HEADS_AT_ONCE],
+    ) {
+        let head_dim = self.columns * LANES;
+        let q: [&[f32]; H] = std::array::from_fn(|h| &q[h * head_dim..][..head_dim]);
+        for tile in 0..self.positions.div_ceil(LANES) {
+            let keys = &self.kv[tile * head_dim..][..head_dim];
+            let next = &self.next[tile * head_dim..][..head_dim];
+            let mut acc = [s.splat(0.0); H];
+            for d in 0..head_dim {
+                let k = s.load_f16(&keys[d]);
+                if d % 2 == 0 {
+                    s.prefetch(&next[d]);
+                }
+                for h in 0..H {
+                    acc[h] = s.fma(s.splat(q[h][d]), k, acc[h]);
+                }
+            }
+            for h in 0..H {
+                let out = &mut scores[h].as_chunks_mut::<LANES>().0[tile];
+                s.store(s.mul(acc[h], s.splat(self.scale)), out);
+            }
+        }
+    }
+
+    /// Turns scores into weights; their maximum and sum.
+    #[inline(always)]
+    fn softmax<S: Simd>(&self, s: S, scores: &mut [f32; KV_BLOCK]) -> (f32, f32) {
+        scores[self.positions..].fill(f32::NEG_INFINITY);
+        let tiles = scores.as_chunks_mut::<LANES>().0;
+        let mut max = s.load(&tiles[0]);
+        for tile in &tiles[1..] {
+            max = s.max(max, s.load(tile));
+        }
+        let max = s.max_lane(max);
+        let mut sum = s.splat(0.0);
+        for tile in tiles {
+            let p = exp(s, s.sub(s.load(tile), s.splat(max)));
+            sum = s.add(sum, p);
+            s.store(p, tile);
+        }
+        (max, s.tree_sum(sum))
+    }
+}

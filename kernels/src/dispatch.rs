@@ -1,0 +1,339 @@
+//! The table of kernel sets and the one safe entry to them: detection makes the proof, every call checks its shapes.
+
+use std::ops::Range;
+
+use crate::activation::{QBlock, Rows, blocks_per_row, padded_cols};
+use crate::attention::{
+    AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len,
+};
+use crate::format::{BLOCK, ROW_GROUP};
+use crate::matrix::Matrix;
+use crate::simd::LANES;
+
+/// One set's functions. Each may be called only where the CPU has the set's features, with shapes as the method of the same
+/// name on [`Kernels`] checks them.
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    pub(crate) matmul_quantized: unsafe fn(&Matrix<'_>, Range<usize>, &[QBlock], usize, &mut [f32]),
+    pub(crate) matmul_dense: unsafe fn(&Matrix<'_>, Range<usize>, &[f32], usize, &mut [f32]),
+    pub(crate) quantize: unsafe fn(&[f32], &mut [QBlock]),
+    pub(crate) rms_norm: unsafe fn(&[f32], usize, &[f32], f32, &mut [f32]),
+    pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
+    pub(crate) exp: unsafe fn(&mut [f32]),
+    pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
+}
+
+/// Instantiates the operations for a [`crate::simd::Simd`] token under its `#[target_feature]` and fills a [`Set`]. `$token`
+/// must be an expression that is sound to evaluate where those features are enabled.
+macro_rules! simd_set {
+    (
+        $(#[$doc:meta])*
+        $vis:vis static $set:ident = $name:literal for $token:expr, features($(#[$feature:meta])*), $matmul:path;
+    ) => {
+        $(#[$doc])*
+        $vis static $set: $crate::dispatch::Set = {
+            use $crate::attention::{AttentionArgs, AttentionScratch, attend};
+            use $crate::ops;
+            $(#[$feature])*
+            fn matmul_quantized(w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
+                $matmul($token, w, groups, x, n, out);
+            }
+            $(#[$feature])*
+            fn matmul_dense(w: &Matrix<'_>, groups: Range<usize>, x: &[f32], n: usize, out: &mut [f32]) {
+                ops::matmul_dense($token, w, groups, x, n, out);
+            }
+            $(#[$feature])*
+            fn quantize(x: &[f32], out: &mut [QBlock]) {
+                ops::quantize($token, x, out);
+            }
+            $(#[$feature])*
+            fn rms_norm(x: &[f32], group_stride: usize, w: &[f32], eps: f32, out: &mut [f32]) {
+                ops::rms_norm($token, x, group_stride, w, eps, out);
+            }
+            $(#[$feature])*
+            fn silu_mul(gate: &mut [f32], up: &[f32]) {
+                ops::silu_mul($token, gate, up);
+            }
+            $(#[$feature])*
+            fn exp(x: &mut [f32]) {
+                ops::exp_all($token, x);
+            }
+            $(#[$feature])*
+            fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
+                attend($token, a, out, scratch);
+            }
+            $crate::dispatch::Set {
+                name: $name, matmul_quantized, matmul_dense, quantize, rms_norm, silu_mul, exp, attention,
+            }
+        };
+    };
+}
+pub(crate) use simd_set;
+
+/// A kernel set that this CPU can run. The private field is made by detection only, which is the proof that every call
+/// below rests on.
+#[derive(Clone, Copy)]
+pub struct Kernels(&'static Set);
+
+/// Why a kernel set cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// No set has this name.
+    #[error("no kernel set is called {name:?}; there are {}", Kernels::NAMES.join(", "))]
+    Unknown {
+        /// Name asked for.
+        name: String,
+    },
+    /// This CPU lacks what the set needs.
+    #[error("kernel set {name:?} needs {missing}, which this CPU does not have")]
+    Unsupported {
+        /// Name asked for.
+        name: &'static str,
+        /// The first missing feature.
+        missing: &'static str,
+    },
+}
+
+impl Kernels {
+    /// Names of all sets, on any CPU, from plainest to best.
+    pub const NAMES: [&'static str; 3] = ["scalar", "neon", "avx2"];
+
+    /// The best set of this CPU.
+    pub fn detect() -> Self {
+        let mut best = scalar();
+        for set in Self::supported() {
+            best = set;
+        }
+        best
+    }
+
+    /// The set of that name.
+    pub fn by_name(name: &str) -> Result<Self, KernelError> {
+        match name {
+            "scalar" => Ok(scalar()),
+            "neon" => neon().map_err(|missing| KernelError::Unsupported {
+                name: "neon",
+                missing,
+            }),
+            "avx2" => avx2().map_err(|missing| KernelError::Unsupported {
+                name: "avx2",
+                missing,
+            }),
+            _ => Err(KernelError::Unknown {
+                name: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Every set that this CPU can run, from plainest to best.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        Self::NAMES
+            .into_iter()
+            .filter_map(|name| Self::by_name(name).ok())
+    }
+
+    /// Name of the set.
+    pub fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// `n` rows of activations times the row groups `groups` of `w`: output row `16 g + r` of activation row `t` goes to
+    /// `out[((g - groups.start) * n + t) * 16 + r]`, overwriting it. Rows that pad the last group give zeros.
+    ///
+    /// # Panics
+    /// If `groups` is not within `w`, `out` is not `groups.len() × n × 16` long, or `x` is not `n` rows of the kind and
+    /// length that `w` takes.
+    pub fn matmul(
+        self,
+        w: &Matrix<'_>,
+        groups: Range<usize>,
+        x: Rows<'_>,
+        n: usize,
+        out: &mut [f32],
+    ) {
+        assert!(
+            groups.start <= groups.end && groups.end <= w.row_groups(),
+            "matmul: row groups {groups:?} of {}",
+            w.row_groups()
+        );
+        let cells = groups
+            .len()
+            .checked_mul(n)
+            .and_then(|c| c.checked_mul(ROW_GROUP));
+        assert_eq!(
+            Some(out.len()),
+            cells,
+            "matmul: output length for {} groups x {n} rows",
+            groups.len()
+        );
+        match x {
+            Rows::Quantized(x) => {
+                assert!(
+                    w.format().is_quantized(),
+                    "matmul: quantized rows for {:?}",
+                    w.format()
+                );
+                assert_eq!(
+                    Some(x.len()),
+                    n.checked_mul(blocks_per_row(w.cols())),
+                    "matmul: blocks of {n} rows"
+                );
+                // SAFETY: `self` proves the features; the shapes were checked above and `Matrix::new` checked the tiles.
+                unsafe { (self.0.matmul_quantized)(w, groups, x, n, out) }
+            }
+            Rows::Dense(x) => {
+                assert!(
+                    !w.format().is_quantized(),
+                    "matmul: dense rows for {:?}",
+                    w.format()
+                );
+                assert_eq!(
+                    Some(x.len()),
+                    n.checked_mul(padded_cols(w.cols())),
+                    "matmul: values of {n} rows"
+                );
+                // SAFETY: as above.
+                unsafe { (self.0.matmul_dense)(w, groups, x, n, out) }
+            }
+        }
+    }
+
+    /// Quantizes one row into blocks; `out` may be longer than the row needs, its rest becomes zero blocks.
+    ///
+    /// # Panics
+    /// If `x.len()` is not a multiple of 16 or `out` is too short.
+    pub fn quantize(self, x: &[f32], out: &mut [QBlock]) {
+        assert!(
+            x.len().is_multiple_of(LANES),
+            "quantize: {} values, not a multiple of 16",
+            x.len()
+        );
+        assert!(
+            x.len().div_ceil(BLOCK) <= out.len(),
+            "quantize: {} values into {} blocks",
+            x.len(),
+            out.len()
+        );
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.quantize)(x, out) }
+    }
+
+    /// RMS norm of a strided row into `out`: value `k` is `x[(k / 16) * group_stride + k % 16]`. A plain row has stride 16;
+    /// the output of [`Self::matmul`] for `n` rows, from the wanted row's first value on, has stride `16 n`.
+    ///
+    /// # Panics
+    /// If `w` and `out` differ in length, are empty, or `x` is too short.
+    pub fn rms_norm(self, x: &[f32], group_stride: usize, w: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(
+            !w.is_empty() && w.len() == out.len(),
+            "rms_norm: {} weights, {} outputs",
+            w.len(),
+            out.len()
+        );
+        let last = w.len() - 1;
+        let need = (last / LANES)
+            .checked_mul(group_stride)
+            .and_then(|at| at.checked_add(last % LANES + 1));
+        assert!(
+            need.is_some_and(|need| need <= x.len()),
+            "rms_norm: input of {} is too short",
+            x.len()
+        );
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.rms_norm)(x, group_stride, w, eps, out) }
+    }
+
+    /// `gate = gate / (1 + exp(-gate)) * up`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn silu_mul(self, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "silu_mul: lengths");
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.silu_mul)(gate, up) }
+    }
+
+    /// [`crate::exp`] of every value, in place.
+    pub fn exp(self, x: &mut [f32]) {
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.exp)(x) }
+    }
+
+    /// Attention of one token's query heads of one GQA group; `out` is `[heads][head_dim]`.
+    ///
+    /// # Panics
+    /// If a length, count or block number in `a` does not fit the others (see [`AttentionArgs`]).
+    pub fn attention(self, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
+        assert!(
+            (1..=MAX_GROUP_HEADS).contains(&a.heads),
+            "attention: {} heads",
+            a.heads
+        );
+        assert!(
+            a.head_dim != 0 && a.head_dim <= MAX_HEAD_DIM && a.head_dim.is_multiple_of(LANES),
+            "attention: head size {}",
+            a.head_dim
+        );
+        assert_eq!(a.q.len(), a.heads * a.head_dim, "attention: query length");
+        assert_eq!(out.len(), a.q.len(), "attention: output length");
+        let blocks = a.positions.div_ceil(KV_BLOCK);
+        assert!(
+            a.positions != 0 && blocks <= a.table.len(),
+            "attention: {} positions",
+            a.positions
+        );
+        let in_plane = a.plane.len() / kv_block_len(a.head_dim);
+        assert!(
+            a.table[..blocks]
+                .iter()
+                .all(|block| (*block as usize) < in_plane),
+            "attention: a block beyond the plane's {in_plane}"
+        );
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.attention)(a, out, scratch) }
+    }
+}
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Kernels").field(&self.name()).finish()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn scalar() -> Kernels {
+    let fma = std::arch::is_x86_feature_detected!("fma");
+    Kernels(if fma {
+        &crate::scalar::with_fma::SCALAR_FMA
+    } else {
+        &crate::scalar::SCALAR
+    })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn scalar() -> Kernels {
+    Kernels(&crate::scalar::SCALAR)
+}
+
+/// The set, or the first feature that it misses.
+#[cfg(target_arch = "x86_64")]
+fn avx2() -> Result<Kernels, &'static str> {
+    crate::avx2::missing_feature().map_or(Ok(Kernels(&crate::avx2::AVX2)), Err)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx2() -> Result<Kernels, &'static str> {
+    Err("an x86-64 CPU")
+}
+
+/// The set, or what it misses.
+#[cfg(target_arch = "aarch64")]
+fn neon() -> Result<Kernels, &'static str> {
+    Ok(Kernels(&crate::neon::NEON))
+}
+
+/// The set, or what it misses.
+#[cfg(not(target_arch = "aarch64"))]
+fn neon() -> Result<Kernels, &'static str> {
+    Err("an AArch64 CPU")
+}

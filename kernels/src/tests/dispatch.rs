@@ -1,0 +1,84 @@
+//! The right sets are there, the wrong ones are an error, the checks refuse wrong shapes.
+
+use super::*;
+use crate::{KernelError, QBlock, Rows};
+
+#[test]
+fn the_set_of_this_architecture_is_there() {
+    let names: Vec<_> = Kernels::supported().map(Kernels::name).collect();
+    #[cfg(target_arch = "x86_64")]
+    {
+        // From the kernel's own list, not from the detection under test.
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let has = |flag: &str| info.split_whitespace().any(|word| word == flag);
+        let expected = has("avx2") && has("fma") && has("f16c");
+        assert_eq!(names.contains(&"avx2"), expected);
+        assert_eq!(
+            Kernels::detect().name(),
+            if expected { "avx2" } else { "scalar" }
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        assert_eq!(names, ["scalar", "neon"]);
+        assert_eq!(Kernels::detect().name(), "neon");
+    }
+    assert!(names.contains(&"scalar"));
+}
+
+#[test]
+fn a_set_of_another_architecture_is_refused() {
+    let foreign = if cfg!(target_arch = "aarch64") {
+        "avx2"
+    } else {
+        "neon"
+    };
+    let error = Kernels::by_name(foreign).unwrap_err();
+    assert!(
+        matches!(error, KernelError::Unsupported { name, .. } if name == foreign),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_unknown_name_is_answered_with_the_names() {
+    let error = Kernels::by_name("turbo").unwrap_err().to_string();
+    assert!(
+        error.contains("turbo") && Kernels::NAMES.iter().all(|name| error.contains(name)),
+        "{error}"
+    );
+}
+
+#[test]
+#[should_panic(expected = "output length")]
+fn a_wrong_output_length_is_refused() {
+    let w = Weights::new(Format::Q4_1, 16, 64, Data::Zero, &mut Rng::new(1));
+    let x = [QBlock::default(); 2];
+    Kernels::detect().matmul(&w.matrix(), 0..1, Rows::Quantized(&x), 1, &mut [0.0; 15]);
+}
+
+#[test]
+#[should_panic(expected = "dense rows")]
+fn the_wrong_kind_of_rows_is_refused() {
+    let w = Weights::new(Format::Q4_1, 16, 64, Data::Zero, &mut Rng::new(1));
+    Kernels::detect().matmul(
+        &w.matrix(),
+        0..1,
+        Rows::Dense(&[0.0; 64]),
+        1,
+        &mut [0.0; 16],
+    );
+}
+
+#[test]
+#[should_panic(expected = "row groups")]
+fn row_groups_beyond_the_matrix_are_refused() {
+    let w = Weights::new(Format::F16, 16, 64, Data::Zero, &mut Rng::new(1));
+    Kernels::detect().matmul(
+        &w.matrix(),
+        1..2,
+        Rows::Dense(&[0.0; 64]),
+        1,
+        &mut [0.0; 16],
+    );
+}

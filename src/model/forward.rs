@@ -1,0 +1,547 @@
+//! One step of the transformer: rows of (token, sequence, position) in, rows of logits out.
+//!
+//! Activations lie row-group-major, `[width / 16][rows][16]`, the layout in which the kernels write a matrix product: a worker's
+//! share of an operation is one contiguous slice. A row's values depend on its own sequence alone, so batches, chunks and
+//! threads never change a bit. Five operations a layer, one fork-join each:
+//! QKV + rotary · attention · output + residual · gate/up + SwiGLU · down + residual; norm and quantization are recomputed by
+//! each worker while rows are few, and shared out over rows in prefill.
+//! Called by `engine`; next on the data's way: `kernels`, then `engine::sampler`.
+
+use std::ops::Range;
+
+use hearth_kernels::{AttentionArgs, AttentionScratch, KV_BLOCK, Kernels, Matrix, QBlock, ROW_GROUP, Rows, TILE_K};
+use hearth_kernels::{blocks_per_row, kv_block_len, kv_store};
+
+use crate::model::Model;
+use crate::model::hyper::Hyper;
+use crate::model::kv::{BlockTable, KvCache};
+use crate::model::rope;
+use crate::sys::workers::Workers;
+use crate::text::TokenId;
+
+/// One row of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchRow {
+    /// The token at `position`.
+    pub token: TokenId,
+    /// Index into the step's block tables.
+    pub sequence: usize,
+    /// Position in its sequence, from 0. All earlier positions are in the cache or in earlier rows of this step.
+    pub position: usize,
+    /// Whether the logits after this row are wanted.
+    pub logits: bool,
+}
+
+/// Up to this many rows, each worker prepares all of an operation's inputs itself; beyond, rows are shared out first.
+const REDUNDANT_ROWS: usize = 4;
+/// Row groups a chunk: output and down projections, gate/up, and the head.
+const RESIDUAL_GROUPS: usize = 2;
+const FFN_GROUPS: usize = 2;
+const HEAD_GROUPS: usize = 16;
+
+/// Every buffer of a step, sized once.
+#[derive(Debug)]
+pub struct Scratch {
+    max_rows: usize,
+    max_outputs: usize,
+    /// Residual stream, `[n_embd / 16][rows][16]`.
+    x: Vec<f32>,
+    /// `[(q_rows + 2 kv_rows) / 16][rows][16]`.
+    qkv: Vec<f32>,
+    /// Attention's output, `[rows][q_rows]`.
+    attention: Vec<f32>,
+    /// SwiGLU's output, `[n_ff / 16][rows][16]`.
+    ffn: Vec<f32>,
+    /// Rows whose logits are wanted, `[n_embd / 16][outputs][16]`.
+    last: Vec<f32>,
+    /// `[n_vocab / 16, rounded up][outputs][16]`.
+    logits: Vec<f32>,
+    /// Logits rows in the last step.
+    outputs: usize,
+    /// `[rows][rope pairs]` of (cos, sin).
+    angles: Vec<[f32; 2]>,
+    /// Inputs shared by all workers, when rows are many.
+    shared: Input,
+    workers: Vec<WorkerScratch>,
+}
+
+/// One operation's input rows, in the forms its matrices need.
+#[derive(Debug)]
+struct Input {
+    /// `[rows][blocks_per_row(width)]`.
+    quantized: Vec<QBlock>,
+    /// `[rows][width padded to 64]`.
+    dense: Vec<f32>,
+}
+
+/// What each worker has for itself.
+#[derive(Debug)]
+struct WorkerScratch {
+    input: Input,
+    work: Work,
+}
+
+#[derive(Debug)]
+struct Work {
+    /// One row, padded, or one chunk of a matrix product.
+    values: Vec<f32>,
+    attention: AttentionScratch,
+}
+
+impl Scratch {
+    /// Takes every buffer for steps of up to `max_rows` rows with up to `max_outputs` rows of logits.
+    pub fn new(hyper: &Hyper, max_rows: usize, max_outputs: usize, threads: usize) -> Self {
+        let redundant = max_rows.min(REDUNDANT_ROWS);
+        Self {
+            max_rows,
+            max_outputs,
+            x: vec![0.0; hyper.n_embd * max_rows],
+            qkv: vec![0.0; qkv_rows(hyper) * max_rows],
+            attention: vec![0.0; hyper.q_rows() * max_rows],
+            ffn: vec![0.0; hyper.n_ff * max_rows],
+            last: vec![0.0; hyper.n_embd * max_outputs],
+            logits: vec![0.0; hyper.n_vocab.next_multiple_of(ROW_GROUP) * max_outputs],
+            outputs: 0,
+            angles: vec![[0.0; 2]; hyper.rope.dims / 2 * max_rows],
+            shared: Input::new(hyper, max_rows),
+            workers: (0..threads)
+                .map(|_| WorkerScratch {
+                    input: Input::new(hyper, redundant),
+                    work: Work {
+                        values: vec![0.0; values_len(hyper, max_rows, max_outputs)],
+                        attention: AttentionScratch::new(),
+                    },
+                })
+                .collect(),
+        }
+    }
+
+    /// Bytes that [`Scratch::new`] takes.
+    pub fn bytes(hyper: &Hyper, max_rows: usize, max_outputs: usize, threads: usize) -> usize {
+        let redundant = max_rows.min(REDUNDANT_ROWS);
+        let row_values = hyper.n_embd + qkv_rows(hyper) + hyper.q_rows() + hyper.n_ff + hyper.rope.dims;
+        let output_values = hyper.n_embd + hyper.n_vocab.next_multiple_of(ROW_GROUP);
+        let worker = Input::bytes(hyper, redundant)
+            + values_len(hyper, max_rows, max_outputs) * size_of::<f32>()
+            + size_of::<WorkerScratch>()
+            + AttentionScratch::HEAP_BYTES;
+        (row_values * max_rows + output_values * max_outputs) * size_of::<f32>()
+            + Input::bytes(hyper, max_rows)
+            + threads * worker
+    }
+
+    /// Most rows a step may have.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Most rows of logits a step may give.
+    pub fn max_outputs(&self) -> usize {
+        self.max_outputs
+    }
+
+    /// Copies the logits of the step's `output`-th wanted row to `row`, `n_vocab` values.
+    pub fn copy_logits(&self, output: usize, row: &mut [f32]) {
+        for (group, values) in row.chunks_mut(ROW_GROUP).enumerate() {
+            let from = (group * self.outputs + output) * ROW_GROUP;
+            values.copy_from_slice(&self.logits[from..from + values.len()]);
+        }
+    }
+}
+
+impl Input {
+    fn new(hyper: &Hyper, rows: usize) -> Self {
+        let width = widest(hyper);
+        Self {
+            quantized: vec![QBlock::default(); rows * blocks_per_row(width)],
+            dense: vec![0.0; rows * padded(width)],
+        }
+    }
+
+    fn bytes(hyper: &Hyper, rows: usize) -> usize {
+        let width = widest(hyper);
+        rows * (blocks_per_row(width) * size_of::<QBlock>() + padded(width) * size_of::<f32>())
+    }
+
+    /// The first `rows` rows of `width` values, in the form that `matrix` multiplies.
+    fn rows(&self, matrix: &Matrix<'_>, rows: usize, width: usize) -> Rows<'_> {
+        if matrix.format().is_quantized() {
+            Rows::Quantized(&self.quantized[..rows * blocks_per_row(width)])
+        } else {
+            Rows::Dense(&self.dense[..rows * padded(width)])
+        }
+    }
+}
+
+/// Where an operation's input rows come from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    /// RMSNorm of `[width / 16][rows][16]`.
+    Norm { x: &'a [f32], weight: &'a [f32], eps: f32 },
+    /// `[rows][width]` as it is.
+    RowMajor(&'a [f32]),
+    /// `[width / 16][rows][16]` as it is.
+    GroupMajor(&'a [f32]),
+}
+
+/// Which forms of its input an operation's matrices need.
+#[derive(Clone, Copy)]
+struct Needs {
+    quantized: bool,
+    dense: bool,
+}
+
+impl Needs {
+    fn of(matrices: &[&Matrix<'_>]) -> Self {
+        Self {
+            quantized: matrices.iter().any(|matrix| matrix.format().is_quantized()),
+            dense: matrices.iter().any(|matrix| !matrix.format().is_quantized()),
+        }
+    }
+}
+
+/// Runs one step. Logits of the rows that want them are then in `scratch`, in row order.
+///
+/// # Panics
+/// More rows or outputs than `scratch` was made for, a token outside the vocabulary, or a table that does not cover a position:
+/// the scheduler checks all three.
+pub fn forward(
+    model: &Model<'_>,
+    kernels: Kernels,
+    cache: &mut KvCache,
+    tables: &[BlockTable],
+    rows: &[BatchRow],
+    scratch: &mut Scratch,
+    workers: &mut Workers,
+) {
+    let hyper = &model.hyper;
+    let n = rows.len();
+    assert!(n <= scratch.max_rows, "{n} rows, room for {}", scratch.max_rows);
+    let pairs = model.rope.pairs();
+    let qkv_rows = qkv_rows(hyper);
+
+    let x = &mut scratch.x[..hyper.n_embd * n];
+    let qkv = &mut scratch.qkv[..qkv_rows * n];
+    let attention = &mut scratch.attention[..hyper.q_rows() * n];
+    let ffn = &mut scratch.ffn[..hyper.n_ff * n];
+    let angles = &mut scratch.angles[..pairs * n];
+    let mut step = Step { n, kernels, workers, shared: &mut scratch.shared, scratch: &mut scratch.workers };
+
+    for (t, row) in rows.iter().enumerate() {
+        step.embed(&model.weights.embeddings, row.token, t, x);
+        model.rope.angles(row.position, &mut angles[t * pairs..][..pairs]);
+    }
+    let angles = &*angles;
+
+    for (index, layer) in model.weights.layers.iter().enumerate() {
+        let norm = Source::Norm { x, weight: &layer.attn_norm, eps: hyper.rms_eps };
+        let [q, k, v] = &layer.qkv;
+        let head_groups = hyper.head_dim / ROW_GROUP;
+        let rotated_heads = hyper.n_head + hyper.n_head_kv;
+        step.product(norm, hyper.n_embd, &[q, k, v], qkv, head_groups, |call, input, _, head, out| {
+            let groups = head * head_groups..(head + 1) * head_groups;
+            let (matrix, groups) = locate(&layer.qkv, groups);
+            call.matmul(matrix, groups, input, hyper.n_embd, out);
+            if head < rotated_heads {
+                for t in 0..n {
+                    rope::rotate(&mut out[t * ROW_GROUP..], n * ROW_GROUP, &angles[t * pairs..][..pairs]);
+                }
+            }
+        });
+        step.store(hyper, cache, index, tables, rows, qkv);
+        step.attend(hyper, cache, index, tables, rows, qkv, attention);
+
+        let source = Source::RowMajor(attention);
+        step.residual(source, hyper.q_rows(), &layer.attn_output, x);
+
+        let norm = Source::Norm { x, weight: &layer.ffn_norm, eps: hyper.rms_eps };
+        step.product(
+            norm,
+            hyper.n_embd,
+            &[&layer.gate, &layer.up],
+            ffn,
+            FFN_GROUPS,
+            |call, input, work, chunk, gate| {
+                let first = chunk * FFN_GROUPS;
+                let groups = first..first + gate.len() / (n * ROW_GROUP);
+                let up = &mut work.values[..gate.len()];
+                call.matmul(&layer.gate, groups.clone(), input, hyper.n_embd, gate);
+                call.matmul(&layer.up, groups, input, hyper.n_embd, up);
+                call.kernels.silu_mul(gate, up);
+            },
+        );
+        step.residual(Source::GroupMajor(ffn), hyper.n_ff, &layer.down, x);
+    }
+
+    // The head, for the rows that want it.
+    let outputs = rows.iter().filter(|row| row.logits).count();
+    assert!(outputs <= scratch.max_outputs, "{outputs} outputs, room for {}", scratch.max_outputs);
+    scratch.outputs = outputs;
+    if outputs == 0 {
+        return;
+    }
+    let last = &mut scratch.last[..hyper.n_embd * outputs];
+    for (output, (t, _)) in rows.iter().enumerate().filter(|(_, row)| row.logits).enumerate() {
+        for group in 0..hyper.n_embd / ROW_GROUP {
+            let from = (group * n + t) * ROW_GROUP;
+            let to = (group * outputs + output) * ROW_GROUP;
+            last[to..to + ROW_GROUP].copy_from_slice(&x[from..from + ROW_GROUP]);
+        }
+    }
+    step.n = outputs;
+    let head = &model.weights.output;
+    let norm = Source::Norm { x: last, weight: &model.weights.output_norm, eps: hyper.rms_eps };
+    let logits = &mut scratch.logits[..head.row_groups() * ROW_GROUP * outputs];
+    step.product(norm, hyper.n_embd, &[head], logits, HEAD_GROUPS, |call, input, _, chunk, out| {
+        let first = chunk * HEAD_GROUPS;
+        let groups = first..first + out.len() / (outputs * ROW_GROUP);
+        call.matmul(head, groups, input, hyper.n_embd, out);
+    });
+}
+
+/// What the operations of one step share.
+struct Step<'s> {
+    /// Rows.
+    n: usize,
+    kernels: Kernels,
+    workers: &'s mut Workers,
+    shared: &'s mut Input,
+    scratch: &'s mut [WorkerScratch],
+}
+
+/// Multiplies one operation's prepared rows.
+#[derive(Clone, Copy)]
+struct Call {
+    n: usize,
+    kernels: Kernels,
+}
+
+impl Call {
+    fn matmul(self, matrix: &Matrix<'_>, groups: Range<usize>, input: &Input, width: usize, out: &mut [f32]) {
+        self.kernels.matmul(matrix, groups, input.rows(matrix, self.n, width), self.n, out);
+    }
+}
+
+impl Step<'_> {
+    /// The token's embedding, dequantized, as row `t` of `x`.
+    fn embed(&mut self, embeddings: &Matrix<'_>, token: TokenId, t: usize, x: &mut [f32]) {
+        let row = &mut self.scratch[0].work.values[..embeddings.cols()];
+        embeddings.unpack_row(token.index(), row);
+        for (group, values) in row.chunks_exact(ROW_GROUP).enumerate() {
+            x[(group * self.n + t) * ROW_GROUP..][..ROW_GROUP].copy_from_slice(values);
+        }
+    }
+
+    /// Prepares the source's rows, then has each chunk of `groups` row groups of `out` computed by `body`.
+    fn product(
+        &mut self,
+        source: Source<'_>,
+        width: usize,
+        matrices: &[&Matrix<'_>],
+        out: &mut [f32],
+        groups: usize,
+        body: impl Fn(Call, &Input, &mut Work, usize, &mut [f32]) + Sync,
+    ) {
+        let (n, kernels) = (self.n, self.kernels);
+        let needs = Needs::of(matrices);
+        let call = Call { n, kernels };
+        let chunk_len = groups * n * ROW_GROUP;
+        if n <= REDUNDANT_ROWS {
+            let prepare_all = |own: &mut WorkerScratch| {
+                for t in 0..n {
+                    let quantized = &mut own.input.quantized[t * blocks_per_row(width)..][..blocks_per_row(width)];
+                    let dense = &mut own.input.dense[t * padded(width)..][..padded(width)];
+                    prepare(kernels, source, n, t, width, &mut own.work.values);
+                    emit(kernels, needs, &own.work.values[..padded(width)], width, quantized, dense);
+                }
+            };
+            self.workers.chunks(self.scratch, out, chunk_len, prepare_all, |own, index, out| {
+                body(call, &own.input, &mut own.work, index, out);
+            });
+            return;
+        }
+        if needs.quantized {
+            let rows = &mut self.shared.quantized[..n * blocks_per_row(width)];
+            self.workers.chunks(
+                self.scratch,
+                rows,
+                blocks_per_row(width),
+                |_| (),
+                |own, t, row| {
+                    prepare(kernels, source, n, t, width, &mut own.work.values);
+                    kernels.quantize(&own.work.values[..width], row);
+                },
+            );
+        }
+        if needs.dense {
+            let rows = &mut self.shared.dense[..n * padded(width)];
+            self.workers.chunks(
+                self.scratch,
+                rows,
+                padded(width),
+                |_| (),
+                |_, t, row| prepare(kernels, source, n, t, width, row),
+            );
+        }
+        let input = &*self.shared;
+        self.workers.chunks(
+            self.scratch,
+            out,
+            chunk_len,
+            |_| (),
+            |own, index, out| body(call, input, &mut own.work, index, out),
+        );
+    }
+
+    /// `x += matrix * source`.
+    fn residual(&mut self, source: Source<'_>, width: usize, matrix: &Matrix<'_>, x: &mut [f32]) {
+        let n = self.n;
+        self.product(source, width, &[matrix], x, RESIDUAL_GROUPS, |call, input, work, chunk, x| {
+            let first = chunk * RESIDUAL_GROUPS;
+            let delta = &mut work.values[..x.len()];
+            call.matmul(matrix, first..first + x.len() / (n * ROW_GROUP), input, width, delta);
+            for (x, delta) in x.iter_mut().zip(delta) {
+                *x += *delta;
+            }
+        });
+    }
+
+    /// Writes this step's keys and values to one layer of the cache.
+    fn store(
+        &mut self,
+        hyper: &Hyper,
+        cache: &mut KvCache,
+        layer: usize,
+        tables: &[BlockTable],
+        rows: &[BatchRow],
+        qkv: &[f32],
+    ) {
+        let plane_len = cache.plane_len();
+        let head_dim = hyper.head_dim;
+        let k_first = hyper.q_rows() / ROW_GROUP;
+        let v_first = k_first + hyper.kv_rows() / ROW_GROUP;
+        let n = self.n;
+        let store_plane = |own: &mut WorkerScratch, kv_head: usize, plane: &mut [u16]| {
+            let head = kv_head * head_dim / ROW_GROUP;
+            let (k, rest) = own.work.values.split_at_mut(head_dim);
+            let v = &mut rest[..head_dim];
+            for (t, row) in rows.iter().enumerate() {
+                gather(qkv, n, t, k_first + head, k);
+                gather(qkv, n, t, v_first + head, v);
+                let block = tables[row.sequence].blocks()[row.position / KV_BLOCK] as usize;
+                let block = &mut plane[block * kv_block_len(head_dim)..][..kv_block_len(head_dim)];
+                kv_store(block, row.position % KV_BLOCK, head_dim, k, v);
+            }
+        };
+        if n <= REDUNDANT_ROWS {
+            // Too little work to wake anybody for.
+            for (kv_head, plane) in cache.layer_mut(layer).chunks_exact_mut(plane_len).enumerate() {
+                store_plane(&mut self.scratch[0], kv_head, plane);
+            }
+        } else {
+            self.workers.chunks(self.scratch, cache.layer_mut(layer), plane_len, |_| (), store_plane);
+        }
+    }
+
+    /// Attention of every row over its own sequence's positions up to its own.
+    #[allow(clippy::too_many_arguments)]
+    fn attend(
+        &mut self,
+        hyper: &Hyper,
+        cache: &KvCache,
+        layer: usize,
+        tables: &[BlockTable],
+        rows: &[BatchRow],
+        qkv: &[f32],
+        out: &mut [f32],
+    ) {
+        let (n, kernels) = (self.n, self.kernels);
+        let head_dim = hyper.head_dim;
+        let planes = cache.layer(layer);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        // A unit is the query heads of one kv head, which share its loads; single heads where there are too few units to go round.
+        let per_unit = if n * hyper.n_head_kv >= 2 * self.workers.threads() { hyper.group_heads() } else { 1 };
+        let units_per_row = hyper.n_head / per_unit;
+        self.workers.chunks(
+            self.scratch,
+            out,
+            per_unit * head_dim,
+            |_| (),
+            |own, unit, out| {
+                let (t, first_head) = (unit / units_per_row, unit % units_per_row * per_unit);
+                let q = &mut own.work.values[..per_unit * head_dim];
+                gather(qkv, n, t, first_head * head_dim / ROW_GROUP, q);
+                let kv_head = first_head / hyper.group_heads();
+                let args = AttentionArgs {
+                    q,
+                    heads: per_unit,
+                    head_dim,
+                    plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
+                    table: tables[rows[t].sequence].blocks(),
+                    positions: rows[t].position + 1,
+                    scale,
+                };
+                kernels.attention(&args, out, &mut own.work.attention);
+            },
+        );
+    }
+}
+
+/// Writes row `t` of the source to `out`, `width` values and zeros up to the padded width.
+fn prepare(kernels: Kernels, source: Source<'_>, n: usize, t: usize, width: usize, out: &mut [f32]) {
+    let out = &mut out[..padded(width)];
+    match source {
+        Source::Norm { x, weight, eps } => {
+            kernels.rms_norm(&x[t * ROW_GROUP..], n * ROW_GROUP, weight, eps, &mut out[..width])
+        }
+        Source::RowMajor(x) => out[..width].copy_from_slice(&x[t * width..][..width]),
+        Source::GroupMajor(x) => gather(x, n, t, 0, &mut out[..width]),
+    }
+    out[width..].fill(0.0);
+}
+
+/// Writes a prepared row in the forms that are needed.
+fn emit(kernels: Kernels, needs: Needs, row: &[f32], width: usize, quantized: &mut [QBlock], dense: &mut [f32]) {
+    if needs.quantized {
+        kernels.quantize(&row[..width], quantized);
+    }
+    if needs.dense {
+        dense.copy_from_slice(row);
+    }
+}
+
+/// Row `t` of `[groups][n][16]`, from row group `first_group` on, to contiguous values.
+fn gather(x: &[f32], n: usize, t: usize, first_group: usize, out: &mut [f32]) {
+    for (group, values) in out.chunks_exact_mut(ROW_GROUP).enumerate() {
+        values.copy_from_slice(&x[((first_group + group) * n + t) * ROW_GROUP..][..ROW_GROUP]);
+    }
+}
+
+/// The matrix of a stack that holds row groups `groups` of the stack, and those groups' numbers within it.
+fn locate<'a, 'm>(stack: &'a [Matrix<'m>; 3], groups: Range<usize>) -> (&'a Matrix<'m>, Range<usize>) {
+    let [first, second, third] = stack;
+    let (a, b) = (first.row_groups(), first.row_groups() + second.row_groups());
+    match groups.start {
+        start if start < a => (first, groups),
+        start if start < b => (second, start - a..groups.end - a),
+        start => (third, start - b..groups.end - b),
+    }
+}
+
+const fn padded(width: usize) -> usize {
+    width.next_multiple_of(TILE_K)
+}
+
+fn qkv_rows(hyper: &Hyper) -> usize {
+    hyper.q_rows() + 2 * hyper.kv_rows()
+}
+
+fn widest(hyper: &Hyper) -> usize {
+    hyper.n_embd.max(hyper.n_ff).max(hyper.q_rows())
+}
+
+/// Values of a worker's own buffer: a padded row, a chunk of any product, or a key and a value.
+fn values_len(hyper: &Hyper, max_rows: usize, max_outputs: usize) -> usize {
+    let chunk = ROW_GROUP * RESIDUAL_GROUPS.max(FFN_GROUPS) * max_rows.max(max_outputs);
+    padded(widest(hyper)).max(chunk).max(2 * hyper.head_dim)
+}

@@ -1,0 +1,153 @@
+//! The memory plan: every buffer's size from the model and the configuration, before anything is allocated.
+//!
+//! `hearth plan` prints it, `serve` takes exactly that and refuses what does not fit, saying what would.
+//! Next on the data's way: `engine`, which takes the buffers.
+
+use serde::Serialize;
+
+use crate::engine::EngineBuffers;
+use crate::model::forward::Scratch;
+use crate::model::hyper::Hyper;
+use crate::model::kv::{KvCache, blocks_for};
+use crate::model::weights::WeightLayout;
+use crate::sys::workers::WORKER_STACK_BYTES;
+
+/// What decides the sizes, beside the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Positions a sequence may have.
+    pub ctx: usize,
+    /// Sequences at once.
+    pub sequences: usize,
+    /// Rows a step may have: decode rows and prefill chunks together.
+    pub max_rows: usize,
+    /// Rows of logits a step may give.
+    pub max_outputs: usize,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+/// One line of the plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Item {
+    /// What it is for.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Every buffer that a process takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryPlan {
+    /// Anonymous memory, taken at boot.
+    pub items: Vec<Item>,
+    /// Sum of `items`.
+    pub total_bytes: u64,
+    /// The model file, mapped: page cache, given back under pressure.
+    pub mapped_bytes: u64,
+    /// Positions a sequence.
+    pub ctx: usize,
+    /// Sequences at once.
+    pub sequences: usize,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+/// A plan that the machine cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("the plan takes {} MiB, this machine has {} MiB: {advice}", mib_up(*.planned_bytes), mib(*.available_bytes))]
+pub struct DoesNotFit {
+    /// Bytes of the plan.
+    pub planned_bytes: u64,
+    /// Bytes that may be taken.
+    pub available_bytes: u64,
+    /// What would fit.
+    pub advice: String,
+}
+
+/// Program data, allocator, main thread's stack, buffers of the tools, in bytes: measured 1.6 MiB, rounded up.
+const PROCESS_BYTES: usize = 4 << 20;
+/// Connections, their buffers, the serial line and requests under way, in bytes.
+const IO_BYTES: usize = 8 << 20;
+/// Stacks of the I/O and engine threads, in bytes.
+const THREAD_STACK_BYTES: usize = 2 << 20;
+/// Shortest context worth offering, in positions.
+const LEAST_CONTEXT: usize = 64;
+
+impl MemoryPlan {
+    /// Adds up a model and a capacity. `vocab_bytes`: tables of the tokenizer; `file_bytes`: the mapped model file.
+    pub fn new(
+        hyper: &Hyper,
+        layout: &WeightLayout,
+        vocab_bytes: usize,
+        file_bytes: usize,
+        capacity: Capacity,
+    ) -> Self {
+        let blocks = blocks_for(capacity.ctx).saturating_mul(capacity.sequences);
+        let kv = KvCache::bytes(hyper, blocks).unwrap_or(usize::MAX);
+        let norms = (2 * hyper.n_layer + 1) * hyper.n_embd * size_of::<f32>();
+        let items = [
+            ("weights (tiles)", layout.region_bytes()),
+            ("weights (norms)", norms),
+            ("kv cache (f16)", kv),
+            ("activations", Scratch::bytes(hyper, capacity.max_rows, capacity.max_outputs, capacity.threads)),
+            ("sequences and sampling", EngineBuffers::bytes(hyper, capacity)),
+            ("vocabulary", vocab_bytes),
+            ("connections and serial line", IO_BYTES),
+            ("thread stacks", THREAD_STACK_BYTES + capacity.threads * WORKER_STACK_BYTES),
+            ("process", PROCESS_BYTES),
+        ];
+        let items: Vec<Item> = items.map(|(name, bytes)| Item { name, bytes: bytes as u64 }).into();
+        let total_bytes = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.bytes));
+        let Capacity { ctx, sequences, threads, .. } = capacity;
+        Self { items, total_bytes, mapped_bytes: file_bytes as u64, ctx, sequences, threads }
+    }
+
+    /// Compares with what the machine can give.
+    ///
+    /// # Errors
+    /// The plan is larger; says which context or how many sequences would fit.
+    pub fn check(&self, hyper: &Hyper, available_bytes: u64) -> Result<(), DoesNotFit> {
+        if self.total_bytes <= available_bytes {
+            return Ok(());
+        }
+        let kv = self.items.iter().find(|item| item.name.starts_with("kv")).map_or(0, |item| item.bytes);
+        let room = available_bytes.saturating_sub(self.total_bytes.saturating_sub(kv));
+        let block = KvCache::bytes(hyper, 1).unwrap_or(usize::MAX).max(1) as u64;
+        let blocks = usize::try_from(room / block).unwrap_or(usize::MAX);
+        let ctx =
+            blocks.checked_div(self.sequences).unwrap_or(0).saturating_mul(hearth_kernels::KV_BLOCK).min(self.ctx);
+        let sequences = blocks.checked_div(blocks_for(self.ctx)).unwrap_or(0);
+        let advice = match (ctx >= LEAST_CONTEXT, sequences >= 1 && sequences < self.sequences) {
+            (true, true) => format!("--ctx {ctx} would fit, or --sequences {sequences}"),
+            (true, false) => format!("--ctx {ctx} would fit"),
+            (false, true) => format!("--sequences {sequences} would fit"),
+            (false, false) => {
+                let least = self.total_bytes.saturating_sub(kv).saturating_add(block);
+                format!(
+                    "even --ctx {LEAST_CONTEXT} --sequences 1 takes about {} MiB; use a smaller model",
+                    mib_up(least)
+                )
+            }
+        };
+        Err(DoesNotFit { planned_bytes: self.total_bytes, available_bytes, advice })
+    }
+
+    /// The plan as one line, for the log.
+    pub fn line(&self) -> String {
+        let parts: Vec<String> =
+            self.items.iter().map(|item| format!("{} {:.1}", item.name, item.bytes as f64 / MIB)).collect();
+        let total = self.total_bytes as f64 / MIB;
+        format!("memory plan {total:.1} MiB (ctx {}, sequences {}): {}", self.ctx, self.sequences, parts.join(", "))
+    }
+}
+
+const MIB: f64 = 1_048_576.0;
+
+fn mib(bytes: u64) -> u64 {
+    bytes >> 20
+}
+
+fn mib_up(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}

@@ -1,0 +1,106 @@
+//! From a request to a job: the prompt becomes tokens, the configuration's values fill what the request left open, and
+//! what the context cannot hold is refused. Next on the data's way: `engine::queue`.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::text::TextModel;
+use crate::engine::queue::{Job, RequestId};
+use crate::engine::sampler::SamplingParams;
+use crate::text::TokenId;
+use crate::wire::{GenerateRequest, Prompt, Reject, SamplingFields};
+
+/// What requests that say nothing get.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    /// How tokens are chosen; greedy by default.
+    pub sampling: SamplingParams,
+    /// Length of an answer in tokens; `None`: up to the context's end.
+    pub max_tokens: Option<usize>,
+    /// The date that chat templates print.
+    pub date: Option<String>,
+}
+
+/// Makes the job numbered `id`.
+///
+/// # Errors
+/// The chat template refuses the conversation, a token id is not in the vocabulary, or the prompt does not fit.
+pub(super) fn admit(
+    id: RequestId,
+    request: &GenerateRequest,
+    text: &dyn TextModel,
+    defaults: &Defaults,
+    context_tokens: usize,
+) -> Result<Box<Job>, Reject> {
+    let (prompt, field) = match &request.prompt {
+        Prompt::Chat(messages) => {
+            let date = request.date.as_deref().or(defaults.date.as_deref());
+            let prompt = text.encode_chat(messages, date).map_err(|e| {
+                Reject::field(
+                    "messages",
+                    format!("the model's chat template refuses this conversation: {e}"),
+                )
+            })?;
+            (prompt, "messages")
+        }
+        Prompt::Text(prompt) => (text.encode(prompt), "prompt"),
+        Prompt::Tokens(ids) => (known_ids(ids, text.vocabulary_len())?, "prompt"),
+    };
+    if prompt.is_empty() {
+        return Err(Reject::field(field, "the prompt has no tokens"));
+    }
+    if prompt.len() >= context_tokens {
+        return Err(Reject::context_exceeded(
+            prompt.len(),
+            context_tokens,
+            field,
+        ));
+    }
+    let room = context_tokens - prompt.len();
+    Ok(Box::new(Job {
+        id,
+        sampling: sampling(&request.sampling, &defaults.sampling),
+        max_tokens: request
+            .max_tokens
+            .or(defaults.max_tokens)
+            .unwrap_or(room)
+            .clamp(1, room),
+        ignore_eos: request.ignore_eos,
+        logits_hash: request.logits_hash,
+        cancel: Arc::new(AtomicBool::new(false)),
+        prompt,
+    }))
+}
+
+fn known_ids(ids: &[u32], vocabulary_len: usize) -> Result<Vec<TokenId>, Reject> {
+    ids.iter()
+        .map(|&id| {
+            let token = TokenId(id);
+            if token.index() < vocabulary_len {
+                Ok(token)
+            } else {
+                Err(Reject::field(
+                    "prompt",
+                    format!("token id {id} is not in the vocabulary of {vocabulary_len}"),
+                ))
+            }
+        })
+        .collect()
+}
+
+fn sampling(asked: &SamplingFields, defaults: &SamplingParams) -> SamplingParams {
+    SamplingParams {
+        temperature: asked.temperature.unwrap_or(defaults.temperature),
+        top_k: asked.top_k.unwrap_or(defaults.top_k),
+        top_p: asked.top_p.unwrap_or(defaults.top_p),
+        min_p: asked.min_p.unwrap_or(defaults.min_p),
+        repetition_penalty: asked
+            .repetition_penalty
+            .unwrap_or(defaults.repetition_penalty),
+        frequency_penalty: asked
+            .frequency_penalty
+            .unwrap_or(defaults.frequency_penalty),
+        presence_penalty: asked.presence_penalty.unwrap_or(defaults.presence_penalty),
+        seed: asked.seed.unwrap_or(defaults.seed),
+    }
+}

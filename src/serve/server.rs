@@ -1,0 +1,681 @@
+//! The loop itself. Each round: wait, take what came in, take what the engine made, hand out what goes out, and end what
+//! took too long. Next on the data's way: `serve::admit` for requests, `serve::conn` and `serve::tty` for answers.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::admit::admit;
+use super::conn::{Conn, State};
+use super::listener::SocketFile;
+use super::text::AnswerText;
+use super::tty::TtyPort;
+use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, ServeError, ServeSetup};
+use crate::engine::queue::{EngineLink, Event, FinishReason, RequestId};
+use crate::sys::poll::{Interest, Poller, Ready};
+use crate::sys::signals::StopSignals;
+use crate::text::TokenId;
+use crate::wire::http::{self, Reply, Request};
+use crate::wire::line::LineEvent;
+use crate::wire::openai::{self, Call, Emitter};
+use crate::wire::{Finish, GenerateRequest, Outcome, Reject, Status, Usage};
+
+const LISTENER: u64 = 0;
+const ENGINE: u64 = 1;
+const SIGNALS: u64 = 2;
+const STOP: u64 = 3;
+const TTY: u64 = 4;
+/// Connections' keys count up from here and are never used twice.
+const FIRST_CONNECTION: u64 = 16;
+
+/// After a stop at once the engine gets this long to give its jobs back.
+const LAST_JOBS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Accepting rests this long when there are no descriptors left.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Everything the I/O thread owns.
+pub(super) struct Server<'s, 'l, 'r> {
+    setup: ServeSetup<'s>,
+    link: &'l mut EngineLink<'r>,
+    poller: Poller,
+    socket: Option<SocketFile>,
+    accept_again: Option<Instant>,
+    signals: Option<StopSignals>,
+    tty: Option<TtyPort>,
+    conns: HashMap<u64, Conn>,
+    next_conn: u64,
+    running: HashMap<RequestId, Running<'s>>,
+    next_request: RequestId,
+    started: Instant,
+    stopping: Stopping,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stopping {
+    No,
+    /// Running answers may go on until then.
+    Draining(Instant),
+    Now,
+}
+
+/// A job that the engine has not given back.
+struct Running<'s> {
+    owner: Owner,
+    text: Box<dyn AnswerText + 's>,
+    cancel: Arc<AtomicBool>,
+    usage: Usage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Conn(u64),
+    Tty,
+    /// Nobody waits: the client is gone, or has its whole answer.
+    Nobody,
+}
+
+impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
+    pub(super) fn open(
+        mut setup: ServeSetup<'s>,
+        link: &'l mut EngineLink<'r>,
+    ) -> Result<Self, ServeError> {
+        let now = Instant::now();
+        let poller = Poller::new()?;
+        let signals = setup
+            .signals
+            .then(StopSignals::install)
+            .transpose()
+            .map_err(ServeError::Signals)?;
+        if let Some(signals) = &signals {
+            poller.add(signals, SIGNALS, Interest::READ)?;
+        }
+        if let Some(stop) = &setup.stop {
+            stop.set_nonblocking(true).map_err(ServeError::Signals)?;
+            poller.add(stop, STOP, Interest::READ)?;
+        }
+        poller.add(link.event_fd(), ENGINE, Interest::READ)?;
+        let tty = setup
+            .tty
+            .map(|path| TtyPort::open(path, setup.model_id, now))
+            .transpose()?;
+        let socket = SocketFile::bind(setup.socket)?;
+        poller.add(&socket, LISTENER, Interest::READ)?;
+        let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
+        let mut server = Self {
+            setup,
+            link,
+            poller,
+            socket: Some(socket),
+            accept_again: None,
+            signals,
+            tty,
+            conns: HashMap::new(),
+            next_conn: FIRST_CONNECTION,
+            running: HashMap::new(),
+            next_request: 1,
+            started: now,
+            stopping: Stopping::No,
+        };
+        server.watch_tty();
+        log::info!(
+            "serving {} on {}",
+            server.setup.model_id,
+            server.setup.socket.display()
+        );
+        ready();
+        Ok(server)
+    }
+
+    pub(super) fn run(mut self) -> Result<(), ServeError> {
+        let result = self.serve();
+        self.take_jobs_back();
+        log::info!("stopped");
+        result
+    }
+
+    fn serve(&mut self) -> Result<(), ServeError> {
+        let mut ready = Vec::new();
+        loop {
+            let now = Instant::now();
+            let timeout = self
+                .next_deadline()
+                .map(|at| at.saturating_duration_since(now));
+            self.poller.wait(timeout, &mut ready)?;
+            let now = Instant::now();
+            for event in &ready {
+                self.dispatch(*event, now);
+            }
+            self.drain_engine(now);
+            self.sweep(now);
+            if self.is_done(now) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn dispatch(&mut self, event: Ready, now: Instant) {
+        match event.key {
+            LISTENER => self.accept(now),
+            // Drained every round.
+            ENGINE => {}
+            SIGNALS => {
+                let count = self.signals.as_mut().map_or(0, StopSignals::take);
+                self.stop(count, now);
+            }
+            STOP => self.read_stop(now),
+            TTY => self.tty_ready(event, now),
+            key => {
+                let Some(conn) = self.conns.get_mut(&key) else {
+                    return;
+                };
+                if event.hung_up {
+                    conn.close();
+                } else if event.readable {
+                    conn.read(now);
+                }
+                if event.writable {
+                    conn.flush(now);
+                }
+            }
+        }
+    }
+
+    /// What every round does for each connection and the serial line: requests, output, time, and epoll's view of it.
+    fn sweep(&mut self, now: Instant) {
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accept_again = None;
+            self.watch_listener(Interest::READ);
+        }
+        let keys: Vec<u64> = self.conns.keys().copied().collect();
+        for key in keys {
+            self.serve_requests(key, now);
+            let draining = self.is_stopping();
+            let Some(conn) = self.conns.get_mut(&key) else {
+                continue;
+            };
+            conn.flush(now);
+            if draining {
+                conn.stop_reading();
+            }
+            if conn.deadline().is_some_and(|at| at <= now) {
+                conn.expire(now);
+            }
+            if conn.state() == State::Closed {
+                self.drop_conn(key);
+                continue;
+            }
+            let interest = conn.interest();
+            if interest != conn.watched {
+                conn.watched = interest;
+                if self.poller.modify(&*conn, key, interest).is_err() {
+                    self.drop_conn(key);
+                }
+            }
+        }
+        self.sweep_tty(now);
+    }
+
+    fn serve_requests(&mut self, key: u64, now: Instant) {
+        loop {
+            let Some(conn) = self.conns.get_mut(&key) else {
+                return;
+            };
+            // An answer that is out lets the next pipelined request begin.
+            conn.flush(now);
+            let Some(request) = conn.next_request(now) else {
+                return;
+            };
+            self.call(key, request, now);
+        }
+    }
+
+    fn call(&mut self, key: u64, request: Request, now: Instant) {
+        let stopping = self.is_stopping();
+        let reply = Reply {
+            keep_alive: request.reply.keep_alive && !stopping,
+            ..request.reply
+        };
+        let answer = match openai::route(&request) {
+            Ok(Call::Generate(style, generate)) => match self.submit(Owner::Conn(key), &generate) {
+                Ok(id) => {
+                    let emitter = Emitter::new(id, self.setup.model_id, style, reply, &generate);
+                    if let Some(conn) = self.conns.get_mut(&key) {
+                        conn.queued(id, emitter);
+                    }
+                    return;
+                }
+                Err(reject) => Err(reject),
+            },
+            Ok(Call::Models) => Ok(openai::models_json(self.setup.model_id)),
+            Ok(Call::Model(name)) if name == self.setup.model_id => Ok(openai::model_json(&name)),
+            Ok(Call::Model(_)) => Err(openai::no_such_model(self.setup.model_id)),
+            Ok(Call::Health) => Ok(openai::health_json(&self.status())),
+            Err(reject) => Err(reject),
+        };
+        let status = if stopping { 503 } else { 200 };
+        let Some(conn) = self.conns.get_mut(&key) else {
+            return;
+        };
+        match answer {
+            Ok(body) => conn.answer(reply, status, &body.to_string(), now),
+            Err(reject) => {
+                log::debug!(
+                    "refused with {} {}",
+                    reject.status,
+                    reject.code.unwrap_or("-")
+                );
+                conn.reject(reply, &reject, now);
+            }
+        }
+    }
+
+    fn submit(&mut self, owner: Owner, request: &GenerateRequest) -> Result<RequestId, Reject> {
+        if self.is_stopping() {
+            return Err(Reject::unavailable("the daemon is stopping"));
+        }
+        let id = self.next_request;
+        let job = admit(
+            id,
+            request,
+            self.setup.text,
+            &self.setup.defaults,
+            self.setup.context_tokens,
+        )?;
+        let running = Running {
+            owner,
+            text: self.setup.text.answer(&request.stop),
+            cancel: Arc::clone(&job.cancel),
+            usage: Usage {
+                prompt_tokens: job.prompt.len(),
+                completion_tokens: 0,
+            },
+        };
+        self.link.submit(job).map_err(|_| Reject::busy())?;
+        log::debug!(
+            "request {id}: {} prompt tokens",
+            running.usage.prompt_tokens
+        );
+        self.next_request += 1;
+        self.running.insert(id, running);
+        Ok(id)
+    }
+
+    fn drain_engine(&mut self, now: Instant) {
+        self.link.clear();
+        while let Some(event) = self.link.next_event() {
+            match event {
+                Event::Token { id, token } => self.token(id, token, now),
+                Event::Finished {
+                    job,
+                    reason,
+                    completion_tokens,
+                    logits_hash,
+                } => {
+                    self.finished(job.id, reason, completion_tokens, logits_hash, now);
+                }
+            }
+        }
+    }
+
+    fn token(&mut self, id: RequestId, token: TokenId, now: Instant) {
+        let Some(running) = self.running.get_mut(&id) else {
+            return;
+        };
+        let owner = running.owner;
+        if owner == Owner::Nobody {
+            return;
+        }
+        running.usage.completion_tokens += 1;
+        let mut piece = String::new();
+        let stopped = running.text.push(token, &mut piece);
+        let usage = running.usage;
+        if !self.deliver(owner, &piece, now) {
+            self.abandon(id);
+        } else if stopped {
+            // When the engine stops depends on the clock, so its hash would too: none is reported.
+            let outcome = Outcome {
+                finish: Finish::Stop,
+                usage,
+                logits_hash: None,
+            };
+            self.conclude(owner, Ok(&outcome), now);
+            self.abandon(id);
+        }
+    }
+
+    fn finished(
+        &mut self,
+        id: RequestId,
+        reason: FinishReason,
+        tokens: usize,
+        hash: Option<u64>,
+        now: Instant,
+    ) {
+        let Some(mut running) = self.running.remove(&id) else {
+            return;
+        };
+        log::debug!("request {id}: {tokens} tokens, {reason:?}");
+        if running.owner == Owner::Nobody {
+            return;
+        }
+        let mut piece = String::new();
+        running.text.finish(&mut piece);
+        if !self.deliver(running.owner, &piece, now) {
+            return;
+        }
+        let usage = Usage {
+            completion_tokens: tokens,
+            ..running.usage
+        };
+        let outcome = match (reason, running.owner) {
+            (FinishReason::Stop, _) => Ok(Outcome {
+                finish: Finish::Stop,
+                usage,
+                logits_hash: hash,
+            }),
+            (FinishReason::Length, _) => Ok(Outcome {
+                finish: Finish::Length,
+                usage,
+                logits_hash: hash,
+            }),
+            (FinishReason::Cancelled, Owner::Tty) => Ok(Outcome {
+                finish: Finish::Cancelled,
+                usage,
+                logits_hash: None,
+            }),
+            (FinishReason::Cancelled, _) => Err(Reject::unavailable(
+                "the daemon stopped before the answer's end",
+            )),
+            (FinishReason::NonFinite, _) => Err(Reject::internal(
+                "the model computed values that are not finite; its file is damaged",
+            )),
+        };
+        self.conclude(running.owner, outcome.as_ref(), now);
+    }
+
+    /// False: the owner is lost.
+    fn deliver(&mut self, owner: Owner, piece: &str, now: Instant) -> bool {
+        match owner {
+            Owner::Conn(key) => self
+                .conns
+                .get_mut(&key)
+                .is_some_and(|conn| conn.delta(piece, now)),
+            Owner::Tty => self.tty.as_mut().is_some_and(|tty| tty.delta(piece)),
+            Owner::Nobody => true,
+        }
+    }
+
+    fn conclude(&mut self, owner: Owner, outcome: Result<&Outcome, &Reject>, now: Instant) {
+        match owner {
+            Owner::Conn(key) => {
+                if let Some(conn) = self.conns.get_mut(&key) {
+                    conn.finish(outcome, now);
+                }
+            }
+            Owner::Tty => {
+                if let Some(tty) = &mut self.tty {
+                    tty.finish(outcome);
+                }
+            }
+            Owner::Nobody => {}
+        }
+    }
+
+    /// Nobody waits for this job any more: the engine drops it at its next step.
+    fn abandon(&mut self, id: RequestId) {
+        if let Some(running) = self.running.get_mut(&id) {
+            running.owner = Owner::Nobody;
+            running.cancel.store(true, Ordering::Release);
+            self.link.nudge();
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        while let Some(socket) = &self.socket {
+            let stream = match socket.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(e) => {
+                    log::warn!("accepting a connection: {e}");
+                    self.accept_again = Some(now + ACCEPT_REST);
+                    return self.watch_listener(Interest::default());
+                }
+            };
+            if self.conns.len() >= MAX_CONNECTIONS {
+                turn_away(stream);
+                continue;
+            }
+            let key = self.next_conn;
+            let conn = Conn::new(stream, now);
+            if self.poller.add(&conn, key, conn.watched).is_ok() {
+                self.next_conn += 1;
+                self.conns.insert(key, conn);
+            }
+        }
+    }
+
+    fn watch_listener(&self, interest: Interest) {
+        if let Some(socket) = &self.socket
+            && let Err(e) = self.poller.modify(socket, LISTENER, interest)
+        {
+            log::error!("watching the socket: {e}");
+        }
+    }
+
+    fn drop_conn(&mut self, key: u64) {
+        if let Some(conn) = self.conns.remove(&key)
+            && let Some(id) = conn.request()
+        {
+            log::debug!("request {id}: its client went away");
+            self.abandon(id);
+        }
+    }
+
+    fn tty_ready(&mut self, event: Ready, now: Instant) {
+        let Some(tty) = &mut self.tty else { return };
+        // What was typed before a hang-up has nobody left to answer to.
+        if event.hung_up || (event.readable && !tty.read()) {
+            self.lose_tty(now);
+        }
+    }
+
+    fn lose_tty(&mut self, now: Instant) {
+        let Some(tty) = &mut self.tty else { return };
+        if let Some(device) = tty.device() {
+            // The set forgets a closed descriptor by itself; an error here would say just that.
+            let _ = self.poller.remove(device);
+        }
+        if let Some(id) = tty.hang_up(now) {
+            self.abandon(id);
+        }
+    }
+
+    fn sweep_tty(&mut self, now: Instant) {
+        let Some(tty) = &mut self.tty else { return };
+        if tty.deadline().is_some_and(|at| at <= now) {
+            match tty.try_open(now) {
+                Ok(()) => self.watch_tty(),
+                Err(e) => log::debug!("{e}"),
+            }
+        }
+        while let Some(event) = self.tty.as_mut().and_then(TtyPort::next_event) {
+            self.line_event(event);
+        }
+        let Some(tty) = &mut self.tty else { return };
+        if !tty.flush() {
+            return self.lose_tty(now);
+        }
+        let interest = tty.interest();
+        if interest != tty.watched
+            && let Some(device) = tty.device()
+        {
+            if self.poller.modify(device, TTY, interest).is_err() {
+                return self.lose_tty(now);
+            }
+            tty.watched = interest;
+        }
+    }
+
+    fn watch_tty(&mut self) {
+        let Some(tty) = &mut self.tty else { return };
+        let Some(device) = tty.device() else { return };
+        match self.poller.add(device, TTY, Interest::READ) {
+            Ok(()) => tty.watched = Interest::READ,
+            Err(e) => {
+                log::warn!("watching the serial line: {e}");
+                let _ = tty.hang_up(Instant::now());
+            }
+        }
+    }
+
+    fn line_event(&mut self, event: LineEvent) {
+        match event {
+            LineEvent::Ask(request) => {
+                let submitted = self.submit(Owner::Tty, &request);
+                let Some(tty) = &mut self.tty else { return };
+                match submitted {
+                    Ok(id) => tty.queued(id),
+                    Err(reject) => tty.finish(Err(&reject)),
+                }
+            }
+            LineEvent::Cancel => {
+                // The line keeps waiting: the engine's last word ends the answer.
+                if let Some(running) = self
+                    .tty
+                    .as_ref()
+                    .and_then(TtyPort::request)
+                    .and_then(|id| self.running.get(&id))
+                {
+                    running.cancel.store(true, Ordering::Release);
+                    self.link.nudge();
+                }
+            }
+            LineEvent::Status => {
+                let status = self.status();
+                if let Some(tty) = &mut self.tty {
+                    tty.status(&status);
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            model: self.setup.model_id.to_owned(),
+            context_tokens: self.setup.context_tokens,
+            active: self.running.len(),
+            waiting: self.link.waiting(),
+            uptime_s: self.started.elapsed().as_secs(),
+            draining: self.is_stopping(),
+        }
+    }
+
+    fn read_stop(&mut self, now: Instant) {
+        let Some(stop) = &mut self.setup.stop else {
+            return;
+        };
+        let mut bytes = [0; 8];
+        match stop.read(&mut bytes) {
+            Ok(0) => {
+                // The end of the stream stays readable: watch it no more.
+                self.setup.stop = None;
+                self.stop(1, now);
+            }
+            Ok(n) => self.stop(n, now),
+            Err(_) => {}
+        }
+    }
+
+    /// So many requests to stop came in.
+    fn stop(&mut self, count: usize, now: Instant) {
+        for _ in 0..count {
+            self.stopping = match self.stopping {
+                Stopping::No => {
+                    log::info!(
+                        "stopping: {} answers run and may end within {} s",
+                        self.running.len(),
+                        DRAIN_TIMEOUT.as_secs()
+                    );
+                    // Closing removes the file: the next client sees at once that nobody serves.
+                    self.socket = None;
+                    Stopping::Draining(now + DRAIN_TIMEOUT)
+                }
+                Stopping::Draining(_) | Stopping::Now => Stopping::Now,
+            };
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        !matches!(self.stopping, Stopping::No)
+    }
+
+    fn is_done(&self, now: Instant) -> bool {
+        match self.stopping {
+            Stopping::No => false,
+            Stopping::Now => true,
+            Stopping::Draining(until) => {
+                let work = !self.running.is_empty()
+                    || self.conns.values().any(Conn::has_work)
+                    || self.tty.as_ref().is_some_and(TtyPort::has_output);
+                !work || until <= now
+            }
+        }
+    }
+
+    /// Cancels what still runs, tells its clients, and waits for the engine to give the jobs back: an engine with a full ring
+    /// could not end.
+    fn take_jobs_back(&mut self) {
+        for running in self.running.values() {
+            running.cancel.store(true, Ordering::Release);
+        }
+        self.link.nudge();
+        let until = Instant::now() + LAST_JOBS_TIMEOUT;
+        while !self.running.is_empty() {
+            let now = Instant::now();
+            let left = until.saturating_duration_since(now);
+            // The engine's descriptor alone: clients that talk on must not keep the loop awake.
+            let mut fds = [PollFd::new(self.link.event_fd(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            if left.is_zero() || matches!(poll(&mut fds, timeout), Err(e) if e != Errno::EINTR) {
+                break;
+            }
+            self.drain_engine(now);
+        }
+        let now = Instant::now();
+        for conn in self.conns.values_mut() {
+            conn.flush(now);
+        }
+        if let Some(tty) = &mut self.tty {
+            tty.flush();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let draining = match self.stopping {
+            Stopping::Draining(until) => Some(until),
+            _ => None,
+        };
+        let conns = self.conns.values().filter_map(Conn::deadline);
+        let tty = self.tty.as_ref().and_then(TtyPort::deadline);
+        conns
+            .chain(tty)
+            .chain(draining)
+            .chain(self.accept_again)
+            .min()
+    }
+}
+
+/// One connection too many: says so and closes.
+fn turn_away(mut stream: UnixStream) {
+    let mut out = Vec::new();
+    let full = format!("all {MAX_CONNECTIONS} connections are taken; try again in a moment");
+    http::write_reject(&mut out, Reply::LAST, &Reject::unavailable(full));
+    // The socket is fresh and its buffer empty: this fits, or the peer is gone.
+    let _ = stream.write(&out);
+}

@@ -1,0 +1,35 @@
+//! What the I/O thread needs of a model's text side. The daemon implements it over `text`; tests with a few lines.
+//! Next on the data's way: `serve::admit`.
+
+use crate::text::TokenId;
+use crate::wire::Message;
+
+/// Text to tokens and back, for one loaded model.
+pub trait TextModel {
+    /// Renders a conversation through the chat template, up to where the assistant is to speak, and encodes it; the special
+    /// tokens that the template writes are taken as such.
+    ///
+    /// # Errors
+    /// The template refused the conversation (for instance roles that do not alternate), in its own words.
+    fn encode_chat(&self, messages: &[Message], date: Option<&str>)
+    -> Result<Vec<TokenId>, String>;
+
+    /// Encodes a text to be continued, with the tokens that the model wants in front.
+    fn encode(&self, text: &str) -> Vec<TokenId>;
+
+    /// Token ids are below this.
+    fn vocabulary_len(&self) -> usize;
+
+    /// A fresh answer that ends before the first of `stop`.
+    fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_>;
+}
+
+/// One answer's tokens becoming text.
+pub trait AnswerText {
+    /// Takes a token and appends what is certain to be part of the answer: whole characters, and nothing that may yet turn
+    /// out to be the beginning of a stop string. True: a stop string was found, and the answer is at its end.
+    fn push(&mut self, token: TokenId, out: &mut String) -> bool;
+
+    /// No token comes any more: appends what was held back.
+    fn finish(&mut self, out: &mut String);
+}

@@ -1,0 +1,479 @@
+//! From a JSON object to a [`GenerateRequest`]: every field checked, with its name in the refusal. Shared by the HTTP
+//! API and the serial line. Unknown fields are ignored; fields that would change the answer and are not served are refused.
+
+use serde_json::{Map, Value};
+
+use super::{GenerateRequest, Message, Prompt, Reject, SamplingFields};
+
+/// Stop strings a request may name.
+pub const MAX_STOP_STRINGS: usize = 16;
+/// Length of one stop string, in bytes.
+pub const MAX_STOP_BYTES: usize = 256;
+/// Messages of one conversation.
+pub const MAX_MESSAGES: usize = 1024;
+/// Length of `date`, in bytes.
+pub const MAX_DATE_BYTES: usize = 64;
+
+/// Where the prompt is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `messages` is required.
+    Chat,
+    /// `prompt` is required.
+    Completion,
+    /// One of the two.
+    Either,
+}
+
+/// Reads a request from the text of a JSON object.
+///
+/// # Errors
+/// Not JSON, not an object, a field missing, of the wrong type, out of range, or not served.
+pub(super) fn parse(
+    body: &[u8],
+    kind: Kind,
+    stream_default: bool,
+) -> Result<GenerateRequest, Reject> {
+    // serde_json's own text may quote the input, so only its position is passed on.
+    let value: Value = serde_json::from_slice(body).map_err(|e| {
+        let what = if e.is_eof() {
+            "ends too early"
+        } else {
+            "is not JSON"
+        };
+        Reject::request(
+            400,
+            format!(
+                "the request {what}: line {}, column {}",
+                e.line(),
+                e.column()
+            ),
+        )
+        .with_code("invalid_json")
+    })?;
+    let Value::Object(object) = value else {
+        return Err(
+            Reject::request(400, "the request must be a JSON object").with_code("invalid_json")
+        );
+    };
+    Fields(object).request(kind, stream_default)
+}
+
+/// The object's fields; `null` counts as absent, as clients send it.
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn request(mut self, kind: Kind, stream_default: bool) -> Result<GenerateRequest, Reject> {
+        self.refuse_unsupported()?;
+        self.text("model", usize::MAX)?;
+        let prompt = self.prompt(kind)?;
+        let stream = self.flag("stream")?.unwrap_or(stream_default);
+        Ok(GenerateRequest {
+            prompt,
+            sampling: self.sampling()?,
+            max_tokens: self.max_tokens()?,
+            stop: self.stop()?,
+            stream,
+            include_usage: self.include_usage(stream)?,
+            logits_hash: self.flag("logits_hash")?.unwrap_or(false),
+            ignore_eos: self.flag("ignore_eos")?.unwrap_or(false),
+            date: self.text("date", MAX_DATE_BYTES)?,
+        })
+    }
+
+    fn prompt(&mut self, kind: Kind) -> Result<Prompt, Reject> {
+        let chat = match kind {
+            Kind::Chat => true,
+            Kind::Completion => false,
+            Kind::Either => match (self.get("messages").is_some(), self.get("prompt").is_some()) {
+                (true, true) => {
+                    return Err(Reject::field(
+                        "prompt",
+                        "give either `messages` or `prompt`, not both",
+                    ));
+                }
+                (messages, _) => messages,
+            },
+        };
+        let name = if chat { "messages" } else { "prompt" };
+        match self.0.remove(name) {
+            None | Some(Value::Null) => {
+                let wanted = if kind == Kind::Either {
+                    "`messages` or `prompt`"
+                } else {
+                    name
+                };
+                Err(Reject::field(name, format!("{wanted} is required"))
+                    .with_code("missing_required_parameter"))
+            }
+            Some(value) if chat => messages(value),
+            Some(value) => completion_prompt(value),
+        }
+    }
+
+    fn sampling(&self) -> Result<SamplingFields, Reject> {
+        Ok(SamplingFields {
+            temperature: self.number("temperature", |v| (0.0..=2.0).contains(&v), "from 0 to 2")?,
+            top_k: self
+                .integer("top_k", 0, i64::from(u32::MAX))?
+                .and_then(|k| u32::try_from(k).ok()),
+            top_p: self.number("top_p", |v| v > 0.0 && v <= 1.0, "over 0, up to 1")?,
+            min_p: self.number("min_p", |v| (0.0..=1.0).contains(&v), "from 0 to 1")?,
+            repetition_penalty: self.number(
+                "repetition_penalty",
+                |v| v > 0.0 && v <= 10.0,
+                "over 0, up to 10",
+            )?,
+            frequency_penalty: self.number(
+                "frequency_penalty",
+                |v| (-2.0..=2.0).contains(&v),
+                "from -2 to 2",
+            )?,
+            presence_penalty: self.number(
+                "presence_penalty",
+                |v| (-2.0..=2.0).contains(&v),
+                "from -2 to 2",
+            )?,
+            seed: self.seed()?,
+        })
+    }
+
+    fn seed(&self) -> Result<Option<u64>, Reject> {
+        let Some(value) = self.get("seed") else {
+            return Ok(None);
+        };
+        match (value.as_u64(), value.as_i64()) {
+            (Some(seed), _) => Ok(Some(seed)),
+            (None, Some(seed)) => Ok(Some(seed.cast_unsigned())),
+            (None, None) => Err(Reject::field(
+                "seed",
+                "`seed` must be an integer of 64 bits",
+            )),
+        }
+    }
+
+    fn max_tokens(&self) -> Result<Option<usize>, Reject> {
+        let old = self.integer("max_tokens", 1, i64::MAX)?;
+        let new = self.integer("max_completion_tokens", 1, i64::MAX)?;
+        if let (Some(old), Some(new)) = (old, new)
+            && old != new
+        {
+            return Err(Reject::field(
+                "max_completion_tokens",
+                format!(
+                    "`max_tokens` is {old} and `max_completion_tokens` {new}: give one of them"
+                ),
+            ));
+        }
+        Ok(new
+            .or(old)
+            .map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
+    }
+
+    fn stop(&self) -> Result<Vec<String>, Reject> {
+        let wrong = || {
+            Reject::field(
+                "stop",
+                format!(
+                    "`stop` must be a string or up to {MAX_STOP_STRINGS} strings, each of 1 to {MAX_STOP_BYTES} bytes"
+                ),
+            )
+        };
+        let values = match self.get("stop") {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(values)) if values.len() <= MAX_STOP_STRINGS => values.as_slice(),
+            Some(one @ Value::String(_)) => std::slice::from_ref(one),
+            Some(_) => return Err(wrong()),
+        };
+        values
+            .iter()
+            .map(|v| match v.as_str() {
+                Some(s) if (1..=MAX_STOP_BYTES).contains(&s.len()) => Ok(s.to_owned()),
+                _ => Err(wrong()),
+            })
+            .collect()
+    }
+
+    fn include_usage(&self, stream: bool) -> Result<bool, Reject> {
+        let Some(options) = self.get("stream_options") else {
+            return Ok(false);
+        };
+        if !stream {
+            return Err(Reject::field(
+                "stream_options",
+                "`stream_options` is only allowed with `stream`: true",
+            ));
+        }
+        match options {
+            Value::Object(options) => match options.get("include_usage") {
+                None | Some(Value::Null) => Ok(false),
+                Some(Value::Bool(on)) => Ok(*on),
+                Some(_) => Err(Reject::field(
+                    "stream_options.include_usage",
+                    "must be true or false",
+                )),
+            },
+            _ => Err(Reject::field(
+                "stream_options",
+                "`stream_options` must be an object",
+            )),
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|v| !v.is_null())
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>, Reject> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(_) => Err(Reject::field(
+                name,
+                format!("`{name}` must be true or false"),
+            )),
+        }
+    }
+
+    fn text(&self, name: &str, max_bytes: usize) -> Result<Option<String>, Reject> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(s)) if s.len() <= max_bytes => Ok(Some(s.clone())),
+            Some(Value::String(s)) => Err(Reject::field(
+                name,
+                format!(
+                    "`{name}` has {} bytes, at most {max_bytes} are taken",
+                    s.len()
+                ),
+            )),
+            Some(_) => Err(Reject::field(name, format!("`{name}` must be a string"))),
+        }
+    }
+
+    fn number(
+        &self,
+        name: &str,
+        legal: fn(f64) -> bool,
+        range: &str,
+    ) -> Result<Option<f32>, Reject> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        let Some(number) = value.as_f64() else {
+            return Err(Reject::field(
+                name,
+                format!("`{name}` must be a number {range}"),
+            ));
+        };
+        // The check is on what the sampler will see: a tiny `top_p` must not become 0 on the way.
+        let single = number as f32;
+        if legal(number) && legal(f64::from(single)) {
+            Ok(Some(single))
+        } else {
+            Err(Reject::field(
+                name,
+                format!("`{name}` is {number}: it must be {range}"),
+            ))
+        }
+    }
+
+    fn integer(&self, name: &str, min: i64, max: i64) -> Result<Option<i64>, Reject> {
+        let Some(value) = self.get(name) else {
+            return Ok(None);
+        };
+        match value.as_i64() {
+            Some(n) if (min..=max).contains(&n) => Ok(Some(n)),
+            _ if max == i64::MAX => Err(Reject::field(
+                name,
+                format!("`{name}` must be an integer of at least {min}"),
+            )),
+            _ => Err(Reject::field(
+                name,
+                format!("`{name}` must be an integer from {min} to {max}"),
+            )),
+        }
+    }
+
+    /// Fields of the API that would change the answer and that this server does not serve. Their neutral values pass.
+    fn refuse_unsupported(&self) -> Result<(), Reject> {
+        for (name, why) in UNSUPPORTED {
+            let Some(value) = self.get(name) else {
+                continue;
+            };
+            let neutral = match value {
+                Value::Bool(on) => !on,
+                Value::Array(list) => list.is_empty(),
+                Value::Object(map) => map.is_empty() || (map.len() == 1 && value["type"] == "text"),
+                Value::String(s) => s.is_empty() || s == "none" || s == "auto",
+                Value::Number(n) => match *name {
+                    "n" | "best_of" => n.as_f64() == Some(1.0),
+                    _ => n.as_f64() == Some(0.0) && *name == "top_logprobs",
+                },
+                Value::Null => true,
+            };
+            if !neutral {
+                return Err(Reject::unsupported(
+                    name,
+                    format!("`{name}` is not served: {why}"),
+                ));
+            }
+        }
+        match self.get("modalities") {
+            Some(Value::Array(list)) if list.iter().any(|m| m != "text") => Err(
+                Reject::unsupported("modalities", "`modalities`: only \"text\" is served"),
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Field, and what is right instead.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("n", "only 1 answer a request"),
+    ("best_of", "only 1 answer a request"),
+    ("logprobs", "leave it out"),
+    ("top_logprobs", "leave it out"),
+    ("tools", "leave it out"),
+    ("tool_choice", "only \"none\" and \"auto\" without tools"),
+    ("functions", "leave it out"),
+    (
+        "function_call",
+        "only \"none\" and \"auto\" without functions",
+    ),
+    ("response_format", "only {\"type\":\"text\"}"),
+    ("logit_bias", "leave it out"),
+    ("audio", "this model reads and writes text"),
+    ("suffix", "this model continues text"),
+    ("echo", "leave it out"),
+];
+
+fn messages(value: Value) -> Result<Prompt, Reject> {
+    let Value::Array(list) = value else {
+        return Err(Reject::field(
+            "messages",
+            "`messages` must be an array of {\"role\",\"content\"}",
+        ));
+    };
+    if list.is_empty() || list.len() > MAX_MESSAGES {
+        return Err(Reject::field(
+            "messages",
+            format!(
+                "`messages` has {} entries: it must have 1 to {MAX_MESSAGES}",
+                list.len()
+            ),
+        ));
+    }
+    list.into_iter()
+        .enumerate()
+        .map(|(i, m)| message(i, m))
+        .collect::<Result<_, _>>()
+        .map(Prompt::Chat)
+}
+
+fn message(i: usize, value: Value) -> Result<Message, Reject> {
+    let Value::Object(mut object) = value else {
+        return Err(Reject::field(
+            format!("messages[{i}]"),
+            "a message must be an object with `role` and `content`",
+        ));
+    };
+    let role = match object.get("role").and_then(Value::as_str) {
+        // `developer` is the newer name of the same thing; templates know `system`.
+        Some("system" | "developer") => "system",
+        Some("user") => "user",
+        Some("assistant") => "assistant",
+        Some("tool" | "function") => {
+            return Err(Reject::unsupported(
+                &format!("messages[{i}].role"),
+                "tools are not served",
+            ));
+        }
+        _ => {
+            return Err(Reject::field(
+                format!("messages[{i}].role"),
+                "`role` must be \"system\", \"user\" or \"assistant\"",
+            ));
+        }
+    };
+    let calls = |name| {
+        object
+            .get(name)
+            .is_some_and(|c: &Value| !c.is_null() && c != &Value::Array(Vec::new()))
+    };
+    for name in ["tool_calls", "function_call"] {
+        if calls(name) {
+            return Err(Reject::unsupported(
+                &format!("messages[{i}].{name}"),
+                "tools are not served",
+            ));
+        }
+    }
+    let content = match object.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => text_parts(i, &parts)?,
+        _ => {
+            return Err(Reject::field(
+                format!("messages[{i}].content"),
+                "`content` must be a string or an array of {\"type\":\"text\",\"text\":…}",
+            ));
+        }
+    };
+    Ok(Message { role, content })
+}
+
+/// Text parts are joined by a line feed, as other servers of this API do.
+fn text_parts(i: usize, parts: &[Value]) -> Result<String, Reject> {
+    let mut texts = Vec::with_capacity(parts.len());
+    for (j, part) in parts.iter().enumerate() {
+        match (part["type"].as_str(), part["text"].as_str()) {
+            (Some("text"), Some(text)) => texts.push(text),
+            (Some("text"), None) => {
+                return Err(Reject::field(
+                    format!("messages[{i}].content[{j}].text"),
+                    "`text` must be a string",
+                ));
+            }
+            _ => {
+                return Err(Reject::unsupported(
+                    &format!("messages[{i}].content[{j}].type"),
+                    "only parts of type \"text\" are served",
+                ));
+            }
+        }
+    }
+    Ok(texts.join("\n"))
+}
+
+fn completion_prompt(value: Value) -> Result<Prompt, Reject> {
+    let wrong = |why: &str| {
+        Reject::field(
+            "prompt",
+            format!("`prompt` must be a string or an array of token ids: {why}"),
+        )
+    };
+    match value {
+        Value::String(text) if text.is_empty() => Err(wrong("it is empty")),
+        Value::String(text) => Ok(Prompt::Text(text)),
+        Value::Array(mut list) => match list.first() {
+            None => Err(wrong("it is empty")),
+            Some(Value::String(_) | Value::Array(_)) if list.len() > 1 => Err(Reject::unsupported(
+                "prompt",
+                format!("`prompt` has {} entries: one prompt a request", list.len()),
+            )),
+            Some(Value::String(_)) => completion_prompt(list.swap_remove(0)),
+            Some(Value::Array(inner)) => {
+                token_ids(inner).ok_or_else(|| wrong("an entry is not a token id"))
+            }
+            Some(_) => token_ids(&list).ok_or_else(|| wrong("an entry is not a token id")),
+        },
+        _ => Err(wrong("it is neither")),
+    }
+}
+
+fn token_ids(list: &[Value]) -> Option<Prompt> {
+    let ids: Option<Vec<u32>> = list
+        .iter()
+        .map(|v| u32::try_from(v.as_u64()?).ok())
+        .collect();
+    ids.filter(|ids| !ids.is_empty()).map(Prompt::Tokens)
+}
