@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use hearth::model::gguf::Gguf;
 use hearth::model::vocab::raw_vocab;
+use hearth::text::chat::{ChatInput, ChatTemplate};
 use hearth::text::{Detokenizer, TokenId, Vocab};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -103,4 +104,28 @@ fn byte_level_round_trip_is_lossless() {
         let ids = vocab.encode(&text, false, true).unwrap();
         prop_assert_eq!(vocab.decode(&ids, true), text.as_bytes());
     });
+}
+
+#[test]
+fn smollm2_chat_rows_are_exact() {
+    let model = models::smollm2();
+    let gguf = Gguf::parse(&model).unwrap();
+    let raw = raw_vocab(&gguf).unwrap();
+    let vocab = Vocab::new(&raw).unwrap();
+    let text = |id: Option<TokenId>| String::from_utf8(vocab.text_of(id.unwrap()).to_vec()).unwrap();
+    let in_file = raw.chat_template.unwrap();
+    let published =
+        std::fs::read_to_string(format!("{}/tests/data/chat_template_smollm2.jinja", env!("CARGO_MANIFEST_DIR")));
+    assert_eq!(in_file.trim_end(), published.unwrap().trim_end());
+    let template = ChatTemplate::compile(in_file, &text(vocab.bos()), &text(vocab.eos())).unwrap();
+    let rows = rows("chat_smollm2.jsonl");
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let input = ChatInput::new(&row["messages"]);
+        let rendered = template.render(&input).unwrap();
+        assert_eq!(rendered, row["rendered"].as_str().unwrap());
+        assert_eq!(vocab.encode(&rendered, true, true).unwrap(), ids(&row));
+        let no_gen = template.render(&ChatInput { add_generation_prompt: false, ..input }).unwrap();
+        assert_eq!(no_gen, row["rendered_no_gen"].as_str().unwrap());
+    }
 }

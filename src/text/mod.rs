@@ -1,10 +1,11 @@
 //! Text on one side, token ids on the other: vocabularies, chat templates, streaming detokenization.
 //! Next on the data's way: `engine::queue`, which carries token ids only.
 //!
-//! A prompt: [`vocab`] splits off [`special`] tokens and hands the rest to [`bpe`] (cut
+//! A prompt: [`chat`] renders messages to text, [`vocab`] splits off [`special`] tokens and hands the rest to [`bpe`] (cut
 //! into words by [`split`]) or [`spm`]. An answer: [`detokenize`] turns ids back into text, [`stop`] looks for its end.
 
 pub mod bpe;
+pub mod chat;
 pub mod detokenize;
 pub mod special;
 pub mod split;

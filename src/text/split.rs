@@ -91,7 +91,7 @@ impl Splitter {
     /// # Errors
     /// The pattern engine gave up.
     pub fn split(&self, text: &str) -> Result<Vec<Range<usize>>, SplitError> {
-        let mut words = Vec::from([0..text.len()]);
+        let mut words: Vec<_> = std::iter::once(0..text.len()).collect();
         for stage in &self.stages {
             let mut finer = Vec::with_capacity(words.len());
             for word in words {
