@@ -141,6 +141,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
 
     fn serve(&mut self) -> Result<(), ServeError> {
         let mut ready = Vec::new();
+        // The serial line's greeting waits for no event.
+        self.sweep(Instant::now());
         loop {
             let now = Instant::now();
             let timeout = self
