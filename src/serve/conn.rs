@@ -22,6 +22,9 @@ use crate::wire::http::{self, Parser, Reply, Request};
 use crate::wire::openai::Emitter;
 use crate::wire::{Outcome, Reject};
 
+#[cfg(test)]
+mod tests;
+
 /// Output that may wait for a slow reader, in bytes; an answer that grows beyond it is ended with its connection.
 pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 /// A connection may be silent between requests for this long.

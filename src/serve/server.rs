@@ -127,6 +127,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
 
     fn serve(&mut self) -> Result<(), ServeError> {
         let mut ready = Vec::new();
+        // The serial line's greeting waits for no event.
+        self.sweep(Instant::now());
         loop {
             let now = Instant::now();
             let timeout = self.next_deadline().map(|at| at.saturating_duration_since(now));
