@@ -8,7 +8,6 @@ mod tiny;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use tiny::{SHAPE, Shape};
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
@@ -20,6 +19,7 @@ use hearth::sys::map::Region;
 use hearth::sys::workers::Workers;
 use hearth::text::TokenId;
 use hearth_kernels::Kernels;
+use tiny::{SHAPE, Shape};
 
 /// (format, logits hash of 8 greedy steps after a prompt of 150 tokens)
 const GOLDENS: [(&str, u64); 8] = [

@@ -1,1 +1,103 @@
-//! (module client)
+//! The client behind `hearth ask` and `hearth chat`: one blocking connection to the daemon's socket, over the same HTTP
+//! API as everybody's. Next on the data's way: the daemon's `serve::conn`.
+
+mod ask;
+mod chat;
+pub mod http;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use self::ask::{AskArgs, ask_over, ask_to};
+pub use self::chat::{ChatArgs, chat_lines, chat_over};
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error(
+        "no daemon answers on {path} ({source}); start one with: hearth serve --model FILE --socket {path}"
+    )]
+    NoDaemon {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The socket is there and not for us.
+    #[error("{path} may be used by its owner and group; run as one of them")]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The connection broke.
+    #[error("the connection to the daemon broke: {0}")]
+    Connection(#[source] io::Error),
+    /// The terminal, or what stands in for it.
+    #[error("reading the question: {0}")]
+    Input(#[source] io::Error),
+    /// Writing the answer.
+    #[error("writing the answer: {0}")]
+    Output(#[source] io::Error),
+    /// The terminal's line editor.
+    #[error("reading a line: {0}")]
+    Editor(#[from] rustyline::error::ReadlineError),
+    /// The daemon refused the request.
+    #[error("the daemon refused ({status}): {message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The daemon's words.
+        message: String,
+    },
+    /// What answered is no hearth.
+    #[error("the answer is not hearth's: {what}")]
+    Protocol {
+        /// What was wrong with it.
+        what: String,
+    },
+    /// There is no question.
+    #[error("no question: give it as an argument or on standard input")]
+    NoQuestion,
+}
+
+/// Where a client looks for the daemon, and a daemon serves, if nobody says otherwise: `$HEARTH_SOCKET`, else
+/// `$XDG_RUNTIME_DIR/hearth.sock`, else `/run/hearth/hearth.sock`.
+pub fn default_socket() -> PathBuf {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    variable("HEARTH_SOCKET")
+        .or_else(|| variable("XDG_RUNTIME_DIR").map(|dir| dir.join("hearth.sock")))
+        .unwrap_or_else(|| PathBuf::from("/run/hearth/hearth.sock"))
+}
+
+/// `hearth ask` against a daemon that runs already.
+///
+/// # Errors
+/// See [`ClientError`].
+pub fn ask(args: &AskArgs) -> Result<(), ClientError> {
+    ask_over(&socket_of(args.socket.as_deref()), args)
+}
+
+/// `hearth chat` against a daemon that runs already.
+///
+/// # Errors
+/// See [`ClientError`].
+pub fn chat(args: &ChatArgs) -> Result<(), ClientError> {
+    chat_over(&socket_of(args.socket.as_deref()), args)
+}
+
+/// An answer as a terminal may see it: control characters but line feeds and tabs go, so that no model can send it an
+/// escape sequence.
+fn terminal_safe(text: &str) -> String {
+    text.chars()
+        .filter(|&c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
+}
+
+fn socket_of(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(default_socket, Path::to_owned)
+}

@@ -91,7 +91,9 @@ pub enum ModelError {
         name: String,
     },
     /// A tensor that the forward pass would leave out.
-    #[error("tensor {name:?} is not used by the architecture {architecture:?} as hearth computes it: the answers would be wrong")]
+    #[error(
+        "tensor {name:?} is not used by the architecture {architecture:?} as hearth computes it: the answers would be wrong"
+    )]
     UnusedTensor {
         /// The tensor.
         name: String,
@@ -109,7 +111,10 @@ pub enum ModelError {
         wanted: Vec<usize>,
     },
     /// A tensor's element type has no kernels.
-    #[error("tensor {tensor:?} has type {found}, which is not supported here; matrices may be {}, vectors F32", supported_types())]
+    #[error(
+        "tensor {tensor:?} has type {found}, which is not supported here; matrices may be {}, vectors F32",
+        supported_types()
+    )]
     UnsupportedType {
         /// The tensor.
         tensor: String,
@@ -117,7 +122,9 @@ pub enum ModelError {
         found: String,
     },
     /// A tensor's size does not fit its shape or this machine.
-    #[error("tensor {tensor:?}: its size does not fit its shape, its columns its blocks, or the sum this machine's address space")]
+    #[error(
+        "tensor {tensor:?}: its size does not fit its shape, its columns its blocks, or the sum this machine's address space"
+    )]
     TooLarge {
         /// The tensor.
         tensor: String,

@@ -32,18 +32,17 @@ pub(super) fn admit(
     defaults: &Defaults,
     context_tokens: usize,
 ) -> Result<Box<Job>, Reject> {
+    let refused = |field: &'static str| move |why: String| Reject::field(field, why);
     let (prompt, field) = match &request.prompt {
         Prompt::Chat(messages) => {
             let date = request.date.as_deref().or(defaults.date.as_deref());
-            let prompt = text.encode_chat(messages, date).map_err(|e| {
-                Reject::field(
-                    "messages",
-                    format!("the model's chat template refuses this conversation: {e}"),
-                )
-            })?;
-            (prompt, "messages")
+            (
+                text.encode_chat(messages, date)
+                    .map_err(refused("messages"))?,
+                "messages",
+            )
         }
-        Prompt::Text(prompt) => (text.encode(prompt), "prompt"),
+        Prompt::Text(prompt) => (text.encode(prompt).map_err(refused("prompt"))?, "prompt"),
         Prompt::Tokens(ids) => (known_ids(ids, text.vocabulary_len())?, "prompt"),
     };
     if prompt.is_empty() {

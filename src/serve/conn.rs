@@ -22,6 +22,9 @@ use crate::wire::http::{self, Parser, Reply, Request};
 use crate::wire::openai::Emitter;
 use crate::wire::{Outcome, Reject};
 
+#[cfg(test)]
+mod tests;
+
 /// Output that may wait for a slow reader, in bytes; an answer that grows beyond it is ended with its connection.
 pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
 /// A connection may be silent between requests for this long.
@@ -58,10 +61,7 @@ impl State {
         use State::{Closed, Draining, Queued, Reading, Streaming};
         matches!(
             (self, next),
-            (Reading, Queued | Draining)
-                | (Queued, Streaming | Draining)
-                | (Streaming, Draining)
-                | (Draining, Reading)
+            (Reading, Queued | Draining) | (Queued, Streaming | Draining) | (Streaming, Draining) | (Draining, Reading)
         ) || next == Closed
     }
 }
@@ -130,11 +130,7 @@ impl Conn {
             }
             // Lingering: what comes after the last answer is thrown away.
             Ok(_) => {}
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.close(),
         }
     }
@@ -278,10 +274,7 @@ impl Conn {
             State::Draining => self.lingering,
             State::Queued | State::Streaming | State::Closed => false,
         };
-        Interest {
-            read: listens && !self.eof,
-            write: !self.out.is_empty(),
-        }
+        Interest { read: listens && !self.eof, write: !self.out.is_empty() }
     }
 
     /// When [`Conn::expire`] is due.
@@ -300,10 +293,7 @@ impl Conn {
     /// Ends what took too long. Call when the deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.state == State::Reading && self.midway && self.out.is_empty() {
-            let late = format!(
-                "the request was not whole after {} s",
-                REQUEST_TIMEOUT.as_secs()
-            );
+            let late = format!("the request was not whole after {} s", REQUEST_TIMEOUT.as_secs());
             self.reject(Reply::LAST, &Reject::request(408, late), now);
         } else {
             self.close();

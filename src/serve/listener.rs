@@ -80,19 +80,10 @@ impl SocketFile {
         let temporary = directory.join(format!(".hearth-{}", std::process::id()));
         for name in [path, &temporary] {
             if name.as_os_str().len() > MAX_PATH_BYTES {
-                return Err(SocketError::TooLong {
-                    path: name.to_owned(),
-                    max: MAX_PATH_BYTES,
-                });
+                return Err(SocketError::TooLong { path: name.to_owned(), max: MAX_PATH_BYTES });
             }
         }
-        let failed = |step| {
-            move |source: io::Error| SocketError::Io {
-                path: path.to_owned(),
-                step,
-                source,
-            }
-        };
+        let failed = |step| move |source: io::Error| SocketError::Io { path: path.to_owned(), step, source };
         let _lock = lock(directory).map_err(failed("locking its directory"))?;
         check_free(path)?;
 
@@ -104,11 +95,7 @@ impl SocketFile {
             let _ = fs::remove_file(&temporary);
         }
         let identity = named.map_err(|(step, source)| failed(step)(source))?;
-        Ok(Self {
-            listener: UnixListener::from(listener),
-            path: path.to_owned(),
-            identity,
-        })
+        Ok(Self { listener: UnixListener::from(listener), path: path.to_owned(), identity })
     }
 
     /// The next connection that waits, not blocking; `None` if there is none.
@@ -121,14 +108,7 @@ impl SocketFile {
                 stream.set_nonblocking(true)?;
                 Ok(Some(stream))
             }
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
             // The peer went away while it waited.
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
             Err(e) => Err(e),
@@ -160,9 +140,7 @@ fn lock(directory: &Path) -> io::Result<Flock<File>> {
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
-            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < patience => {
-                file = back
-            }
+            Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < patience => file = back,
             Err((_, errno)) => return Err(errno.into()),
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -171,29 +149,19 @@ fn lock(directory: &Path) -> io::Result<Flock<File>> {
 
 /// Nothing there, or a socket that refuses connections.
 fn check_free(path: &Path) -> Result<(), SocketError> {
-    let failed = |step| {
-        move |source: io::Error| SocketError::Io {
-            path: path.to_owned(),
-            step,
-            source,
-        }
-    };
+    let failed = |step| move |source: io::Error| SocketError::Io { path: path.to_owned(), step, source };
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(failed("looking at it")(e)),
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(SocketError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {}
     }
     match probe(path) {
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(()),
         // EAGAIN: somebody listens and their queue is full.
-        Ok(()) | Err(Errno::EAGAIN) => Err(SocketError::InUse {
-            path: path.to_owned(),
-        }),
+        Ok(()) | Err(Errno::EAGAIN) => Err(SocketError::InUse { path: path.to_owned() }),
         Err(e) => Err(failed("asking whether somebody listens")(e.into())),
     }
 }
@@ -210,22 +178,12 @@ fn bind_at(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 fn new_socket() -> Result<OwnedFd, Errno> {
-    socket::socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )
+    socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
 }
 
 /// Sets the mode, listens, and gives the socket its name. A bound socket refuses connections until it listens.
-fn name_it(
-    listener: &OwnedFd,
-    temporary: &Path,
-    path: &Path,
-) -> Result<(u64, u64), (&'static str, io::Error)> {
-    fs::set_permissions(temporary, Permissions::from_mode(SOCKET_MODE))
-        .map_err(|e| ("setting its mode", e))?;
+fn name_it(listener: &OwnedFd, temporary: &Path, path: &Path) -> Result<(u64, u64), (&'static str, io::Error)> {
+    fs::set_permissions(temporary, Permissions::from_mode(SOCKET_MODE)).map_err(|e| ("setting its mode", e))?;
     let backlog = Backlog::new(BACKLOG).map_err(|e| ("listening", e.into()))?;
     socket::listen(listener, backlog).map_err(|e| ("listening", e.into()))?;
     let meta = fs::symlink_metadata(temporary).map_err(|e| ("looking at it", e))?;

@@ -7,6 +7,7 @@
 
 mod admit;
 pub mod conn;
+pub mod daemon;
 pub mod listener;
 mod server;
 pub mod text;

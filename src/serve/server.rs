@@ -81,17 +81,10 @@ enum Owner {
 }
 
 impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
-    pub(super) fn open(
-        mut setup: ServeSetup<'s>,
-        link: &'l mut EngineLink<'r>,
-    ) -> Result<Self, ServeError> {
+    pub(super) fn open(mut setup: ServeSetup<'s>, link: &'l mut EngineLink<'r>) -> Result<Self, ServeError> {
         let now = Instant::now();
         let poller = Poller::new()?;
-        let signals = setup
-            .signals
-            .then(StopSignals::install)
-            .transpose()
-            .map_err(ServeError::Signals)?;
+        let signals = setup.signals.then(StopSignals::install).transpose().map_err(ServeError::Signals)?;
         if let Some(signals) = &signals {
             poller.add(signals, SIGNALS, Interest::READ)?;
         }
@@ -100,10 +93,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             poller.add(stop, STOP, Interest::READ)?;
         }
         poller.add(link.event_fd(), ENGINE, Interest::READ)?;
-        let tty = setup
-            .tty
-            .map(|path| TtyPort::open(path, setup.model_id, now))
-            .transpose()?;
+        let tty = setup.tty.map(|path| TtyPort::open(path, setup.model_id, now)).transpose()?;
         let socket = SocketFile::bind(setup.socket)?;
         poller.add(&socket, LISTENER, Interest::READ)?;
         let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
@@ -123,11 +113,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             stopping: Stopping::No,
         };
         server.watch_tty();
-        log::info!(
-            "serving {} on {}",
-            server.setup.model_id,
-            server.setup.socket.display()
-        );
+        log::info!("serving {} on {}", server.setup.model_id, server.setup.socket.display());
         ready();
         Ok(server)
     }
@@ -141,11 +127,11 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
 
     fn serve(&mut self) -> Result<(), ServeError> {
         let mut ready = Vec::new();
+        // The serial line's greeting waits for no event.
+        self.sweep(Instant::now());
         loop {
             let now = Instant::now();
-            let timeout = self
-                .next_deadline()
-                .map(|at| at.saturating_duration_since(now));
+            let timeout = self.next_deadline().map(|at| at.saturating_duration_since(now));
             self.poller.wait(timeout, &mut ready)?;
             let now = Instant::now();
             for event in &ready {
@@ -237,10 +223,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
 
     fn call(&mut self, key: u64, request: Request, now: Instant) {
         let stopping = self.is_stopping();
-        let reply = Reply {
-            keep_alive: request.reply.keep_alive && !stopping,
-            ..request.reply
-        };
+        let reply = Reply { keep_alive: request.reply.keep_alive && !stopping, ..request.reply };
         let answer = match openai::route(&request) {
             Ok(Call::Generate(style, generate)) => match self.submit(Owner::Conn(key), &generate) {
                 Ok(id) => {
@@ -265,11 +248,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         match answer {
             Ok(body) => conn.answer(reply, status, &body.to_string(), now),
             Err(reject) => {
-                log::debug!(
-                    "refused with {} {}",
-                    reject.status,
-                    reject.code.unwrap_or("-")
-                );
+                log::debug!("refused with {} {}", reject.status, reject.code.unwrap_or("-"));
                 conn.reject(reply, &reject, now);
             }
         }
@@ -280,27 +259,15 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             return Err(Reject::unavailable("the daemon is stopping"));
         }
         let id = self.next_request;
-        let job = admit(
-            id,
-            request,
-            self.setup.text,
-            &self.setup.defaults,
-            self.setup.context_tokens,
-        )?;
+        let job = admit(id, request, self.setup.text, &self.setup.defaults, self.setup.context_tokens)?;
         let running = Running {
             owner,
             text: self.setup.text.answer(&request.stop),
             cancel: Arc::clone(&job.cancel),
-            usage: Usage {
-                prompt_tokens: job.prompt.len(),
-                completion_tokens: 0,
-            },
+            usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0 },
         };
         self.link.submit(job).map_err(|_| Reject::busy())?;
-        log::debug!(
-            "request {id}: {} prompt tokens",
-            running.usage.prompt_tokens
-        );
+        log::debug!("request {id}: {} prompt tokens", running.usage.prompt_tokens);
         self.next_request += 1;
         self.running.insert(id, running);
         Ok(id)
@@ -311,12 +278,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         while let Some(event) = self.link.next_event() {
             match event {
                 Event::Token { id, token } => self.token(id, token, now),
-                Event::Finished {
-                    job,
-                    reason,
-                    completion_tokens,
-                    logits_hash,
-                } => {
+                Event::Finished { job, reason, completion_tokens, logits_hash } => {
                     self.finished(job.id, reason, completion_tokens, logits_hash, now);
                 }
             }
@@ -339,24 +301,13 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             self.abandon(id);
         } else if stopped {
             // When the engine stops depends on the clock, so its hash would too: none is reported.
-            let outcome = Outcome {
-                finish: Finish::Stop,
-                usage,
-                logits_hash: None,
-            };
+            let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: None };
             self.conclude(owner, Ok(&outcome), now);
             self.abandon(id);
         }
     }
 
-    fn finished(
-        &mut self,
-        id: RequestId,
-        reason: FinishReason,
-        tokens: usize,
-        hash: Option<u64>,
-        now: Instant,
-    ) {
+    fn finished(&mut self, id: RequestId, reason: FinishReason, tokens: usize, hash: Option<u64>, now: Instant) {
         let Some(mut running) = self.running.remove(&id) else {
             return;
         };
@@ -369,32 +320,17 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         if !self.deliver(running.owner, &piece, now) {
             return;
         }
-        let usage = Usage {
-            completion_tokens: tokens,
-            ..running.usage
-        };
+        let usage = Usage { completion_tokens: tokens, ..running.usage };
         let outcome = match (reason, running.owner) {
-            (FinishReason::Stop, _) => Ok(Outcome {
-                finish: Finish::Stop,
-                usage,
-                logits_hash: hash,
-            }),
-            (FinishReason::Length, _) => Ok(Outcome {
-                finish: Finish::Length,
-                usage,
-                logits_hash: hash,
-            }),
-            (FinishReason::Cancelled, Owner::Tty) => Ok(Outcome {
-                finish: Finish::Cancelled,
-                usage,
-                logits_hash: None,
-            }),
-            (FinishReason::Cancelled, _) => Err(Reject::unavailable(
-                "the daemon stopped before the answer's end",
-            )),
-            (FinishReason::NonFinite, _) => Err(Reject::internal(
-                "the model computed values that are not finite; its file is damaged",
-            )),
+            (FinishReason::Stop, _) => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
+            (FinishReason::Length, _) => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
+            (FinishReason::Cancelled, Owner::Tty) => {
+                Ok(Outcome { finish: Finish::Cancelled, usage, logits_hash: None })
+            }
+            (FinishReason::Cancelled, _) => Err(Reject::unavailable("the daemon stopped before the answer's end")),
+            (FinishReason::NonFinite, _) => {
+                Err(Reject::internal("the model computed values that are not finite; its file is damaged"))
+            }
         };
         self.conclude(running.owner, outcome.as_ref(), now);
     }
@@ -402,10 +338,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
     /// False: the owner is lost.
     fn deliver(&mut self, owner: Owner, piece: &str, now: Instant) -> bool {
         match owner {
-            Owner::Conn(key) => self
-                .conns
-                .get_mut(&key)
-                .is_some_and(|conn| conn.delta(piece, now)),
+            Owner::Conn(key) => self.conns.get_mut(&key).is_some_and(|conn| conn.delta(piece, now)),
             Owner::Tty => self.tty.as_mut().is_some_and(|tty| tty.delta(piece)),
             Owner::Nobody => true,
         }
@@ -546,11 +479,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             }
             LineEvent::Cancel => {
                 // The line keeps waiting: the engine's last word ends the answer.
-                if let Some(running) = self
-                    .tty
-                    .as_ref()
-                    .and_then(TtyPort::request)
-                    .and_then(|id| self.running.get(&id))
+                if let Some(running) = self.tty.as_ref().and_then(TtyPort::request).and_then(|id| self.running.get(&id))
                 {
                     running.cancel.store(true, Ordering::Release);
                     self.link.nudge();
@@ -663,11 +592,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         };
         let conns = self.conns.values().filter_map(Conn::deadline);
         let tty = self.tty.as_ref().and_then(TtyPort::deadline);
-        conns
-            .chain(tty)
-            .chain(draining)
-            .chain(self.accept_again)
-            .min()
+        conns.chain(tty).chain(draining).chain(self.accept_again).min()
     }
 }
 

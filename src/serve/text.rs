@@ -10,12 +10,15 @@ pub trait TextModel {
     /// tokens that the template writes are taken as such.
     ///
     /// # Errors
-    /// The template refused the conversation (for instance roles that do not alternate), in its own words.
+    /// The template refused the conversation (for instance roles that do not alternate), in words for the client.
     fn encode_chat(&self, messages: &[Message], date: Option<&str>)
     -> Result<Vec<TokenId>, String>;
 
     /// Encodes a text to be continued, with the tokens that the model wants in front.
-    fn encode(&self, text: &str) -> Vec<TokenId>;
+    ///
+    /// # Errors
+    /// The text cannot be encoded, in words for the client.
+    fn encode(&self, text: &str) -> Result<Vec<TokenId>, String>;
 
     /// Token ids are below this.
     fn vocabulary_len(&self) -> usize;

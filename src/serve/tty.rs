@@ -83,10 +83,7 @@ impl TtyPort {
     /// The line is gone: gives back the request that nobody waits for any more.
     pub(super) fn hang_up(&mut self, now: Instant) -> Option<RequestId> {
         if self.device.take().is_some() {
-            log::warn!(
-                "serial line {} hung up; it is opened again",
-                self.path.display()
-            );
+            log::warn!("serial line {} hung up; it is opened again", self.path.display());
         }
         self.retry_at = now + self.back_off;
         self.request.take()
@@ -113,10 +110,7 @@ impl TtyPort {
                 self.protocol.push(buffer.get(..n).unwrap_or(&[]));
                 true
             }
-            Err(e) => matches!(
-                e.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            ),
+            Err(e) => matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         }
     }
 
@@ -135,9 +129,7 @@ impl TtyPort {
     /// Text of the answer. False: the line does not take it, and the answer is over.
     pub(super) fn delta(&mut self, text: &str) -> bool {
         if self.is_full() {
-            self.finish(Err(&Reject::unavailable(
-                "the answer was cut: the line does not take its output",
-            )));
+            self.finish(Err(&Reject::unavailable("the answer was cut: the line does not take its output")));
             return false;
         }
         self.protocol.delta(text, &mut self.out);
@@ -183,10 +175,7 @@ impl TtyPort {
     }
 
     pub(super) fn interest(&self) -> Interest {
-        Interest {
-            read: !self.is_full(),
-            write: !self.out.is_empty(),
-        }
+        Interest { read: !self.is_full(), write: !self.out.is_empty() }
     }
 
     /// When to try to open it again.

@@ -21,10 +21,7 @@ pub struct Interest {
 
 impl Interest {
     /// Input alone.
-    pub const READ: Self = Self {
-        read: true,
-        write: false,
-    };
+    pub const READ: Self = Self { read: true, write: false };
 
     fn flags(self) -> EpollFlags {
         let mut flags = EpollFlags::empty();
@@ -60,10 +57,7 @@ impl Poller {
     /// # Errors
     /// The kernel refused one.
     pub fn new() -> Result<Self, Errno> {
-        Ok(Self {
-            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            events: vec![EpollEvent::empty(); BATCH],
-        })
+        Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?, events: vec![EpollEvent::empty(); BATCH] })
     }
 
     /// Watches a descriptor. Closing its last copy takes it out again.
@@ -79,8 +73,7 @@ impl Poller {
     /// # Errors
     /// It is not in the set.
     pub fn modify(&self, fd: impl AsFd, key: u64, interest: Interest) -> Result<(), Errno> {
-        self.epoll
-            .modify(fd, &mut EpollEvent::new(interest.flags(), key))
+        self.epoll.modify(fd, &mut EpollEvent::new(interest.flags(), key))
     }
 
     /// Takes a descriptor out.
@@ -100,8 +93,9 @@ impl Poller {
         let timeout = match timeout {
             None => EpollTimeout::NONE,
             // Rounded up, so that a deadline has passed when the sleep is over.
-            Some(time) => EpollTimeout::try_from(time.saturating_add(Duration::from_millis(1)))
-                .unwrap_or(EpollTimeout::MAX),
+            Some(time) => {
+                EpollTimeout::try_from(time.saturating_add(Duration::from_millis(1))).unwrap_or(EpollTimeout::MAX)
+            }
         };
         let count = match self.epoll.wait(&mut self.events, timeout) {
             Ok(count) => count,

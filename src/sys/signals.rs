@@ -24,14 +24,9 @@ impl StopSignals {
     pub fn install() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let mut signals = Self {
-            read,
-            ids: Vec::with_capacity(2),
-        };
+        let mut signals = Self { read, ids: Vec::with_capacity(2) };
         for signal in [SIGTERM, SIGINT] {
-            signals
-                .ids
-                .push(pipe::register(signal, write.try_clone()?)?);
+            signals.ids.push(pipe::register(signal, write.try_clone()?)?);
         }
         Ok(signals)
     }

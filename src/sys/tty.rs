@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::termios::{
-    BaudRate, ControlFlags, FlushArg, InputFlags, SetArg, SpecialCharacterIndices, cfmakeraw,
-    cfsetspeed, tcflush, tcgetattr, tcsetattr,
+    BaudRate, ControlFlags, FlushArg, InputFlags, SetArg, SpecialCharacterIndices, cfmakeraw, cfsetspeed, tcflush,
+    tcgetattr, tcsetattr,
 };
 
 /// Speed of the line, in bits a second.
@@ -53,20 +53,12 @@ pub fn open_raw(path: &Path) -> Result<File, TtyError> {
         .write(true)
         .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits())
         .open(path)
-        .map_err(|source| TtyError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
-    let configure = |source| TtyError::Configure {
-        path: path.to_owned(),
-        source,
-    };
+        .map_err(|source| TtyError::Open { path: path.to_owned(), source })?;
+    let configure = |source| TtyError::Configure { path: path.to_owned(), source };
     let mut line = match tcgetattr(&file) {
         Ok(line) => line,
         Err(Errno::ENOTTY) => {
-            return Err(TtyError::NotATty {
-                path: path.to_owned(),
-            });
+            return Err(TtyError::NotATty { path: path.to_owned() });
         }
         Err(e) => return Err(configure(e)),
     };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::ToolError;
-use super::session::{DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted, eog_tokens, with_model};
+use super::session::{DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted, with_model};
 use crate::engine::Engine;
 use crate::engine::queue::{Event, Job};
 use crate::engine::sampler::SamplingParams;
@@ -25,8 +25,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 512)]
     prompt: usize,
     /// Tokens of the decode run
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    gen: usize,
+    #[arg(long = "gen", value_name = "N", default_value_t = 128)]
+    generate: usize,
     /// Sequences decoded together
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
@@ -74,25 +74,25 @@ pub fn run(args: &BenchArgs, started: Instant) -> Result<(), ToolError> {
     super::check_flag("batch", args.batch, 1, MAX_SEQUENCES)?;
     super::check_flag("repeat", args.repeat, 1, 1000)?;
     super::check_flag("prompt", args.prompt, 1, crate::model::hyper::MAX_CONTEXT)?;
-    super::check_flag("gen", args.gen, 1, crate::model::hyper::MAX_CONTEXT)?;
-    let ctx = (args.prompt + 1).max(args.gen + 1).max(FIRST_TOKEN_PROMPT + 1);
+    super::check_flag("gen", args.generate, 1, crate::model::hyper::MAX_CONTEXT)?;
+    let ctx = (args.prompt + 1).max(args.generate + 1).max(FIRST_TOKEN_PROMPT + 1);
     let wanted = Wanted { ctx: Some(ctx), sequences: args.batch, max_rows: DEFAULT_MAX_ROWS, max_outputs: args.batch };
     let result = with_model(&args.model, wanted, |session| -> Result<Bench, ToolError> {
         let Session { model, vocab, kernels, workers, capacity, plan, bytes_per_token, .. } = session;
         let (n_vocab, threads) = (model.hyper.n_vocab, workers.threads());
         workers.pin_caller();
-        let mut engine = Engine::new(model, kernels, workers, capacity, capacity.max_rows, eog_tokens(vocab));
+        let mut engine = Engine::new(model, kernels, workers, capacity, capacity.max_rows, vocab.eog_ids().to_vec());
         run_jobs(&mut engine, 1, FIRST_TOKEN_PROMPT, 1, n_vocab, false)?;
         let first_token = started.elapsed();
         let (mut prefill, mut decode, mut hash) = (Duration::MAX, Duration::MAX, 0);
         for _ in 0..args.repeat {
             prefill = prefill.min(run_jobs(&mut engine, 1, args.prompt, 0, n_vocab, false)?.0);
-            decode = decode.min(run_jobs(&mut engine, args.batch, 1, args.gen, n_vocab, false)?.0);
+            decode = decode.min(run_jobs(&mut engine, args.batch, 1, args.generate, n_vocab, false)?.0);
         }
         // Hashing costs time, so the hash comes from a run of its own.
-        hash = run_jobs(&mut engine, args.batch, 1, args.gen.min(HASHED_TOKENS), n_vocab, true)?.1.unwrap_or(hash);
+        hash = run_jobs(&mut engine, args.batch, 1, args.generate.min(HASHED_TOKENS), n_vocab, true)?.1.unwrap_or(hash);
         let memory = cpu::resident_memory();
-        let steps_s = args.gen as f64 / decode.as_secs_f64();
+        let steps_s = args.generate as f64 / decode.as_secs_f64();
         Ok(Bench {
             prefill_tok_s: args.prompt as f64 / prefill.as_secs_f64(),
             decode_tok_s: steps_s * args.batch as f64,
@@ -141,7 +141,10 @@ fn run_jobs(
         let job = Job {
             id,
             // Tokens spread over the vocabulary, the same for everybody.
-            prompt: (0u32..).take(prompt).map(|i| TokenId((i * 7919 + 1) % u32::try_from(n_vocab).unwrap_or(u32::MAX))).collect(),
+            prompt: (0u32..)
+                .take(prompt)
+                .map(|i| TokenId((i * 7919 + 1) % u32::try_from(n_vocab).unwrap_or(u32::MAX)))
+                .collect(),
             sampling: SamplingParams::default(),
             max_tokens,
             ignore_eos: true,

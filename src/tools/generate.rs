@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
-use super::session::{DEFAULT_CONTEXT, DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted, eog_tokens, with_model};
+use super::session::{DEFAULT_CONTEXT, DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted, with_model};
 use super::{LineError, ToolError, answer_lines};
 use crate::engine::Engine;
 use crate::engine::queue::{Event, FinishReason, Job};
@@ -90,7 +90,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), ToolError> {
     with_model(&args.model, wanted, |session| {
         let Session { model, vocab, kernels, workers, capacity, .. } = session;
         workers.pin_caller();
-        let mut engine = Engine::new(model, kernels, workers, capacity, args.prefill_chunk, eog_tokens(vocab));
+        let mut engine = Engine::new(model, kernels, workers, capacity, args.prefill_chunk, vocab.eog_ids().to_vec());
         answer_lines(|request: Request| {
             let prompt = super::prompt_ids(vocab, request.prompt, request.ids)?;
             let outcome = generate(&mut engine, &prompt, args)?;

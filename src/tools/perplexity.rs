@@ -43,13 +43,16 @@ struct Perplexity {
 /// The model or the text does not load, or the text has fewer than two windows.
 pub fn run(args: &PerplexityArgs) -> Result<(), ToolError> {
     super::check_flag("ctx", args.ctx, 4, crate::model::hyper::MAX_CONTEXT)?;
-    let text = std::fs::read_to_string(&args.file).map_err(|source| ToolError::Io { path: args.file.clone(), source })?;
-    let wanted = Wanted { ctx: Some(args.ctx), sequences: 1, max_rows: DEFAULT_MAX_ROWS, max_outputs: DEFAULT_MAX_ROWS };
+    let text =
+        std::fs::read_to_string(&args.file).map_err(|source| ToolError::Io { path: args.file.clone(), source })?;
+    let wanted =
+        Wanted { ctx: Some(args.ctx), sequences: 1, max_rows: DEFAULT_MAX_ROWS, max_outputs: DEFAULT_MAX_ROWS };
     let result = with_model(&args.model, wanted, |session| {
         let vocab = session.vocab;
         let tokens = super::prompt_ids(vocab, Some(text), None)?;
         if tokens.len() < 2 * args.ctx {
-            let message = format!("{} tokens, at least {} are needed: two windows of --ctx", tokens.len(), 2 * args.ctx);
+            let message =
+                format!("{} tokens, at least {} are needed: two windows of --ctx", tokens.len(), 2 * args.ctx);
             return Err(ToolError::Line(LineError(message)));
         }
         let bos = vocab.bos().filter(|_| vocab.add_bos());
@@ -71,7 +74,10 @@ pub fn run(args: &PerplexityArgs) -> Result<(), ToolError> {
     if args.json {
         super::print_json(&result)
     } else {
-        super::print_line(&format!("perplexity {:.4} +- {:.4} over {} tokens", result.perplexity, result.stderr, result.tokens))
+        super::print_line(&format!(
+            "perplexity {:.4} +- {:.4} over {} tokens",
+            result.perplexity, result.stderr, result.tokens
+        ))
     }
 }
 

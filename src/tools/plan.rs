@@ -39,7 +39,12 @@ pub fn run(args: &PlanArgs) -> Result<(), ToolError> {
         super::print_json(plan)?;
     } else {
         for item in &plan.items {
-            super::print_line(&format!("{:<28} {:>14}  {:>9.2} MiB", item.name, item.bytes, item.bytes as f64 / 1_048_576.0))?;
+            super::print_line(&format!(
+                "{:<28} {:>14}  {:>9.2} MiB",
+                item.name,
+                item.bytes,
+                item.bytes as f64 / 1_048_576.0
+            ))?;
         }
         let total = plan.total_bytes as f64 / 1_048_576.0;
         super::print_line(&format!("{:<28} {:>14}  {total:>9.2} MiB", "total, anonymous", plan.total_bytes))?;

@@ -38,7 +38,12 @@ impl<'m> Scorer<'m> {
     ///
     /// # Errors
     /// The window is longer than the context or holds a token outside the vocabulary.
-    pub fn run(&mut self, tokens: &[TokenId], first: usize, mut each: impl FnMut(usize, &[f32])) -> Result<(), LineError> {
+    pub fn run(
+        &mut self,
+        tokens: &[TokenId],
+        first: usize,
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<(), LineError> {
         let (ctx, n_vocab) = (self.session.capacity.ctx, self.session.model.hyper.n_vocab);
         if tokens.len() > ctx {
             return Err(LineError(format!("{} tokens, the context has {ctx} positions; raise --ctx", tokens.len())));

@@ -13,10 +13,10 @@ use crate::model::hyper::{Hyper, MAX_CONTEXT};
 use crate::model::plan::{Capacity, DoesNotFit, MemoryPlan};
 use crate::model::weights::WeightLayout;
 use crate::model::{Model, ModelError, arch, vocab};
+use crate::sys::cpu;
 use crate::sys::map::{MapError, Mapping, Region};
 use crate::sys::workers::{MAX_THREADS, Workers};
-use crate::sys::cpu;
-use crate::text::{TokenId, Vocab, VocabError};
+use crate::text::{Vocab, VocabError};
 
 /// Positions a sequence where nobody says otherwise, or fewer where the model was trained for fewer.
 pub const DEFAULT_CONTEXT: usize = 2048;
@@ -150,12 +150,18 @@ pub struct Planned<'m> {
 ///
 /// # Errors
 /// The file is not a supported model, or a size is out of range.
-pub fn plan<'m>(path: &Path, bytes: &'m [u8], threads: Option<usize>, wanted: Wanted) -> Result<Planned<'m>, SessionError> {
+pub fn plan<'m>(
+    path: &Path,
+    bytes: &'m [u8],
+    threads: Option<usize>,
+    wanted: Wanted,
+) -> Result<Planned<'m>, SessionError> {
     let model_error = |source| SessionError::Model { path: path.into(), source };
     let gguf = Gguf::parse(bytes).map_err(|source| model_error(source.into()))?;
     let hyper = arch::hyper(&gguf).map_err(model_error)?;
     let layout = WeightLayout::new(&gguf, &hyper).map_err(model_error)?;
-    let vocab = vocab::load(&gguf).map_err(|source| SessionError::Vocab { path: path.into(), source })?;
+    let raw_vocab = vocab::raw_vocab(&gguf).map_err(|source| model_error(source.into()))?;
+    let vocab = Vocab::new(&raw_vocab).map_err(|source| SessionError::Vocab { path: path.into(), source })?;
     let threads = threads.unwrap_or_else(|| cpu::allowed_cpus().len().min(MAX_THREADS));
     let ctx = wanted.ctx.unwrap_or(DEFAULT_CONTEXT.min(hyper.n_ctx_train));
     in_range("threads", threads, 1, MAX_THREADS)?;
@@ -182,7 +188,8 @@ pub fn with_model<R, E: From<SessionError>>(
         None => Kernels::detect(),
     };
     let mapping = Mapping::open(&args.model).map_err(SessionError::from)?;
-    let Planned { gguf, hyper, layout, vocab, capacity, plan } = plan(&args.model, mapping.bytes(), args.threads, wanted)?;
+    let Planned { gguf, hyper, layout, vocab, capacity, plan } =
+        plan(&args.model, mapping.bytes(), args.threads, wanted)?;
     if let Some(available) = cpu::available_memory_bytes() {
         plan.check(&hyper, available).map_err(SessionError::from)?;
     }
@@ -195,11 +202,6 @@ pub fn with_model<R, E: From<SessionError>>(
     bar.finish_and_clear();
     let bytes_per_token = layout.bytes_per_token();
     use_model(Session { model: &model, vocab: &vocab, gguf: &gguf, kernels, workers, capacity, plan, bytes_per_token })
-}
-
-/// Every token that ends a generation.
-pub fn eog_tokens(vocab: &Vocab) -> Vec<TokenId> {
-    (0u32..).take(vocab.len()).map(TokenId).filter(|&token| vocab.is_eog(token)).collect()
 }
 
 fn in_range(flag: &'static str, found: usize, least: usize, most: usize) -> Result<(), SessionError> {

@@ -49,11 +49,7 @@ pub struct Reply {
 
 impl Reply {
     /// For requests that could not be read to their end.
-    pub const LAST: Self = Self {
-        keep_alive: false,
-        chunked: false,
-        head_only: false,
-    };
+    pub const LAST: Self = Self { keep_alive: false, chunked: false, head_only: false };
 }
 
 /// Reads requests out of a byte stream, one after the other.
@@ -71,11 +67,7 @@ enum State {
     /// A body of known length.
     Sized { head: Head, length: usize },
     /// A chunked body: what was decoded so far, and what comes next.
-    Chunked {
-        head: Head,
-        body: Vec<u8>,
-        next: Chunk,
-    },
+    Chunked { head: Head, body: Vec<u8>, next: Chunk },
     /// A refusal was given: the rest of the stream has no meaning.
     Broken,
 }
@@ -104,17 +96,9 @@ struct Head {
 
 impl Head {
     fn finish(self, body: Vec<u8>) -> Request {
-        let reply = Reply {
-            keep_alive: self.keep_alive,
-            chunked: self.chunked_reply,
-            head_only: self.method == "HEAD",
-        };
-        Request {
-            method: self.method,
-            path: self.path,
-            body,
-            reply,
-        }
+        let reply =
+            Reply { keep_alive: self.keep_alive, chunked: self.chunked_reply, head_only: self.method == "HEAD" };
+        Request { method: self.method, path: self.path, body, reply }
     }
 }
 
@@ -174,21 +158,12 @@ impl Parser {
                 State::Head { scanned } => {
                     if scanned == 0 {
                         // Empty lines before a request are skipped (RFC 9112 §2.2).
-                        let blank = self
-                            .input
-                            .iter()
-                            .take_while(|b| matches!(b, b'\r' | b'\n'))
-                            .count();
+                        let blank = self.input.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
                         self.input.drain(..blank);
                     }
                     // Parse again only when another line has ended, so that a slow peer costs no more than a fast one.
-                    let new_line = self
-                        .input
-                        .get(scanned..)
-                        .is_some_and(|new| new.contains(&b'\n'));
-                    self.state = State::Head {
-                        scanned: self.input.len(),
-                    };
+                    let new_line = self.input.get(scanned..).is_some_and(|new| new.contains(&b'\n'));
+                    self.state = State::Head { scanned: self.input.len() };
                     if !new_line && self.input.len() <= MAX_HEAD_BYTES {
                         return Ok(None);
                     }
@@ -199,11 +174,7 @@ impl Parser {
                     self.continue_due = expects && self.input.is_empty();
                     self.state = match framing {
                         Framing::Sized(length) => State::Sized { head, length },
-                        Framing::Chunked => State::Chunked {
-                            head,
-                            body: Vec::new(),
-                            next: Chunk::Size,
-                        },
+                        Framing::Chunked => State::Chunked { head, body: Vec::new(), next: Chunk::Size },
                     };
                 }
                 State::Sized { head, length } => {
@@ -215,20 +186,12 @@ impl Parser {
                     let body = std::mem::replace(&mut self.input, rest);
                     return Ok(Some(head.finish(body)));
                 }
-                State::Chunked {
-                    head,
-                    mut body,
-                    next,
-                } => {
+                State::Chunked { head, mut body, next } => {
                     let Some(next) = self.chunk(&mut body, next)? else {
                         return Ok(Some(head.finish(body)));
                     };
                     let (chunk, more) = next;
-                    self.state = State::Chunked {
-                        head,
-                        body,
-                        next: chunk,
-                    };
+                    self.state = State::Chunked { head, body, next: chunk };
                     if !more {
                         return Ok(None);
                     }
@@ -244,19 +207,12 @@ impl Parser {
                 let Some(line) = self.line(MAX_CHUNK_LINE_BYTES)? else {
                     return Ok(Some((next, false)));
                 };
-                let size = chunk_size(&line)
-                    .ok_or_else(|| Reject::request(400, "a chunk's size is not hexadecimal"))?;
+                let size =
+                    chunk_size(&line).ok_or_else(|| Reject::request(400, "a chunk's size is not hexadecimal"))?;
                 if size > MAX_BODY_BYTES.saturating_sub(body.len()) {
                     return Err(body_too_long(body.len().saturating_add(size)));
                 }
-                Ok(Some((
-                    if size == 0 {
-                        Chunk::Trailer(0)
-                    } else {
-                        Chunk::Data(size)
-                    },
-                    true,
-                )))
+                Ok(Some((if size == 0 { Chunk::Trailer(0) } else { Chunk::Data(size) }, true)))
             }
             Chunk::Data(left) => {
                 let take = left.min(self.input.len());
@@ -274,10 +230,7 @@ impl Parser {
             Chunk::Trailer(seen) => match self.line(MAX_CHUNK_LINE_BYTES.saturating_sub(seen))? {
                 None => Ok(Some((next, false))),
                 Some(line) if line.is_empty() => Ok(None),
-                Some(line) => Ok(Some((
-                    Chunk::Trailer(seen.saturating_add(line.len() + 2)),
-                    true,
-                ))),
+                Some(line) => Ok(Some((Chunk::Trailer(seen.saturating_add(line.len() + 2)), true))),
             },
         }
     }
@@ -286,20 +239,16 @@ impl Parser {
     fn line(&mut self, max: usize) -> Result<Option<Vec<u8>>, Reject> {
         let end = self.input.iter().take(max).position(|&b| b == b'\n');
         match end {
-            None if self.input.len() >= max => Err(Reject::request(
-                400,
-                format!("a chunk's size line or the trailers exceed {max} bytes"),
-            )),
+            None if self.input.len() >= max => {
+                Err(Reject::request(400, format!("a chunk's size line or the trailers exceed {max} bytes")))
+            }
             None => Ok(None),
             Some(end) => {
                 let mut line: Vec<u8> = self.input.drain(..=end).collect();
                 line.pop();
                 match line.pop() {
                     Some(b'\r') => Ok(Some(line)),
-                    _ => Err(Reject::request(
-                        400,
-                        "a chunk's size line must end in CR LF",
-                    )),
+                    _ => Err(Reject::request(400, "a chunk's size line must end in CR LF")),
                 }
             }
         }
@@ -318,24 +267,16 @@ fn parse_head(input: &[u8]) -> Result<Option<ParsedHead>, Reject> {
         Ok(httparse::Status::Complete(used)) => used,
         Ok(httparse::Status::Partial) if input.len() < MAX_HEAD_BYTES => return Ok(None),
         Ok(httparse::Status::Partial) => {
-            return Err(too_long(format!(
-                "request line and headers exceed {MAX_HEAD_BYTES} bytes"
-            )));
+            return Err(too_long(format!("request line and headers exceed {MAX_HEAD_BYTES} bytes")));
         }
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(too_long(format!(
-                "a request may have {MAX_HEADERS} header fields"
-            )));
+            return Err(too_long(format!("a request may have {MAX_HEADERS} header fields")));
         }
         Err(e) => {
-            return Err(Reject::request(
-                400,
-                format!("not an HTTP/1.1 request: {e}"),
-            ));
+            return Err(Reject::request(400, format!("not an HTTP/1.1 request: {e}")));
         }
     };
-    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version)
-    else {
+    let (Some(method), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Ok(None);
     };
     let mut head = Head {
@@ -359,25 +300,14 @@ fn parse_head(input: &[u8]) -> Result<Option<ParsedHead>, Reject> {
                 return Err(Reject::request(400, "`Transfer-Encoding` is given twice"));
             }
             if !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(Reject::request(
-                    501,
-                    "of transfer codings only \"chunked\" is read",
-                ));
+                return Err(Reject::request(501, "of transfer codings only \"chunked\" is read"));
             }
             chunked = true;
-        } else if field.name.eq_ignore_ascii_case("content-encoding")
-            && !value.eq_ignore_ascii_case(b"identity")
-        {
-            return Err(Reject::request(
-                415,
-                "compressed request bodies are not read",
-            ));
+        } else if field.name.eq_ignore_ascii_case("content-encoding") && !value.eq_ignore_ascii_case(b"identity") {
+            return Err(Reject::request(415, "compressed request bodies are not read"));
         } else if field.name.eq_ignore_ascii_case("expect") {
             if !value.eq_ignore_ascii_case(b"100-continue") {
-                return Err(Reject::request(
-                    417,
-                    "of expectations only \"100-continue\" is met",
-                ));
+                return Err(Reject::request(417, "of expectations only \"100-continue\" is met"));
             }
             expects = minor == 1;
         } else if field.name.eq_ignore_ascii_case("connection") {
@@ -392,10 +322,7 @@ fn parse_head(input: &[u8]) -> Result<Option<ParsedHead>, Reject> {
     }
     let framing = match (chunked, length) {
         (true, Some(_)) => {
-            return Err(Reject::request(
-                400,
-                "`Transfer-Encoding` and `Content-Length` exclude each other",
-            ));
+            return Err(Reject::request(400, "`Transfer-Encoding` and `Content-Length` exclude each other"));
         }
         (true, None) if minor == 0 => {
             return Err(Reject::request(400, "HTTP/1.0 has no `Transfer-Encoding`"));
@@ -408,14 +335,9 @@ fn parse_head(input: &[u8]) -> Result<Option<ParsedHead>, Reject> {
 }
 
 fn content_length(value: &[u8]) -> Result<usize, Reject> {
-    let digits = std::str::from_utf8(value)
-        .ok()
-        .filter(|v| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()));
+    let digits = std::str::from_utf8(value).ok().filter(|v| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()));
     let Some(digits) = digits else {
-        return Err(Reject::request(
-            400,
-            "`Content-Length` must be a decimal number",
-        ));
+        return Err(Reject::request(400, "`Content-Length` must be a decimal number"));
     };
     match digits.parse() {
         Ok(length) if length <= MAX_BODY_BYTES => Ok(length),
@@ -425,11 +347,8 @@ fn content_length(value: &[u8]) -> Result<usize, Reject> {
 }
 
 fn body_too_long(length: usize) -> Reject {
-    Reject::request(
-        413,
-        format!("the body has at least {length} bytes, at most {MAX_BODY_BYTES} are read"),
-    )
-    .with_code("body_too_large")
+    Reject::request(413, format!("the body has at least {length} bytes, at most {MAX_BODY_BYTES} are read"))
+        .with_code("body_too_large")
 }
 
 fn chunk_size(line: &[u8]) -> Option<usize> {
@@ -443,9 +362,7 @@ fn chunk_size(line: &[u8]) -> Option<usize> {
 /// The path of an origin-form or absolute-form target.
 fn path_of(target: &str) -> &str {
     let path = match target.split_once("://") {
-        Some((scheme, rest)) if !scheme.contains('/') => {
-            rest.find(['/', '?']).map_or("/", |at| &rest[at..])
-        }
+        Some((scheme, rest)) if !scheme.contains('/') => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
         _ => target,
     };
     path.split(['?', '#']).next().unwrap_or(path)
@@ -453,29 +370,13 @@ fn path_of(target: &str) -> &str {
 
 /// Appends a whole response with a JSON body.
 pub fn write_json(out: &mut Vec<u8>, reply: Reply, status: u16, body: &str) {
-    write_response(
-        out,
-        reply,
-        status,
-        "application/json",
-        None,
-        None,
-        body.as_bytes(),
-    );
+    write_response(out, reply, status, "application/json", None, None, body.as_bytes());
 }
 
 /// Appends a refusal with its headers.
 pub fn write_reject(out: &mut Vec<u8>, reply: Reply, reject: &Reject) {
     let body = reject.to_json().to_string();
-    write_response(
-        out,
-        reply,
-        reject.status,
-        "application/json",
-        reject.allow,
-        reject.retry_after_s,
-        body.as_bytes(),
-    );
+    write_response(out, reply, reject.status, "application/json", reject.allow, reject.retry_after_s, body.as_bytes());
 }
 
 fn write_response(
@@ -539,15 +440,8 @@ pub fn end_events(out: &mut Vec<u8>, reply: Reply) {
 }
 
 fn head_text(reply: Reply, status: u16, content_type: &str) -> String {
-    let connection = if reply.keep_alive {
-        "keep-alive"
-    } else {
-        "close"
-    };
-    format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nConnection: {connection}\r\n",
-        reason(status)
-    )
+    let connection = if reply.keep_alive { "keep-alive" } else { "close" };
+    format!("HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nConnection: {connection}\r\n", reason(status))
 }
 
 fn reason(status: u16) -> &'static str {

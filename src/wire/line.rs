@@ -120,10 +120,7 @@ impl LineProtocol {
 
     /// Says who is here; once, when the line was opened.
     pub fn greet(&self, out: &mut Vec<u8>) {
-        line_out(
-            out,
-            &format!("hearth: {}. /help lists the commands.", self.model),
-        );
+        line_out(out, &format!("hearth: {}. /help lists the commands.", self.model));
         out.extend_from_slice(PROMPT);
     }
 
@@ -148,17 +145,9 @@ impl LineProtocol {
             } else if self.pending.len() < MAX_PENDING_BYTES {
                 self.pending.push_back(byte);
             } else {
-                let whole_lines = self
-                    .pending
-                    .iter()
-                    .rposition(|&b| is_line_end(b))
-                    .map_or(0, |at| at + 1);
+                let whole_lines = self.pending.iter().rposition(|&b| is_line_end(b)).map_or(0, |at| at + 1);
                 self.pending.truncate(whole_lines);
-                self.overrun = if is_line_end(byte) {
-                    Overrun::Due
-                } else {
-                    Overrun::Skipping
-                };
+                self.overrun = if is_line_end(byte) { Overrun::Due } else { Overrun::Skipping };
             }
         }
     }
@@ -175,9 +164,7 @@ impl LineProtocol {
         }
         if self.overrun == Overrun::Due {
             self.overrun = Overrun::None;
-            let lost = format!(
-                "input was lost: more than {MAX_PENDING_BYTES} bytes came while an answer ran"
-            );
+            let lost = format!("input was lost: more than {MAX_PENDING_BYTES} bytes came while an answer ran");
             self.complain(&Reject::request(400, lost).with_code("input_overrun"), out);
         }
         None
@@ -215,10 +202,7 @@ impl LineProtocol {
                 match outcome.finish {
                     Finish::Stop => {}
                     Finish::Length => {
-                        line_out(
-                            out,
-                            &format!("[cut after {} tokens]", outcome.usage.completion_tokens),
-                        );
+                        line_out(out, &format!("[cut after {} tokens]", outcome.usage.completion_tokens));
                     }
                     Finish::Cancelled => line_out(out, "^C"),
                 }
@@ -262,18 +246,9 @@ impl LineProtocol {
     pub fn status(&self, status: &Status, out: &mut Vec<u8>) {
         line_out(out, &format!("model     {}", status.model));
         line_out(out, &format!("context   {} tokens", status.context_tokens));
-        line_out(
-            out,
-            &format!(
-                "requests  {} active, {} of them waiting",
-                status.active, status.waiting
-            ),
-        );
+        line_out(out, &format!("requests  {} active, {} of them waiting", status.active, status.waiting));
         line_out(out, &format!("up        {} s", status.uptime_s));
-        line_out(
-            out,
-            &format!("talk      {} messages", self.conversation.len()),
-        );
+        line_out(out, &format!("talk      {} messages", self.conversation.len()));
         if status.draining {
             line_out(out, "stopping");
         }
@@ -334,16 +309,10 @@ impl LineProtocol {
                 }
                 Key::Noise(byte) => {
                     self.drop_typed();
-                    let why = format!(
-                        "the line was dropped: byte 0x{byte:02x} does not belong to text in UTF-8"
-                    );
+                    let why = format!("the line was dropped: byte 0x{byte:02x} does not belong to text in UTF-8");
                     self.line = Line::Dropped(Reject::request(400, why).with_code("not_text"));
                     // The noise may have been the line's end itself, in the middle of a character.
-                    return if is_line_end(byte) {
-                        self.byte_again(byte, out)
-                    } else {
-                        None
-                    };
+                    return if is_line_end(byte) { self.byte_again(byte, out) } else { None };
                 }
                 Key::Char(_) if self.editor.text().len() >= MAX_TYPED_BYTES => {
                     self.drop_typed();
@@ -362,11 +331,7 @@ impl LineProtocol {
                 }
             }
         }
-        self.line = if key.is_some() && self.editor.text().is_empty() {
-            Line::Empty
-        } else {
-            Line::Typed
-        };
+        self.line = if key.is_some() && self.editor.text().is_empty() { Line::Empty } else { Line::Typed };
         None
     }
 
@@ -393,9 +358,7 @@ impl LineProtocol {
             return None;
         }
         if let Some(command) = text.strip_prefix('/') {
-            let (name, argument) = command
-                .split_once(char::is_whitespace)
-                .unwrap_or((command, ""));
+            let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
             if name == "status" {
                 return Some(LineEvent::Status);
             }
@@ -426,13 +389,8 @@ impl LineProtocol {
     }
 
     fn ask(&mut self, peer: Peer, request: GenerateRequest) -> LineEvent {
-        self.answer = Some(Answer {
-            peer,
-            stream: request.stream,
-            text: String::new(),
-            at_line_start: true,
-            cancel_due: false,
-        });
+        self.answer =
+            Some(Answer { peer, stream: request.stream, text: String::new(), at_line_start: true, cancel_due: false });
         LineEvent::Ask(Box::new(request))
     }
 
@@ -493,11 +451,7 @@ impl LineProtocol {
                     Some("context_length_exceeded") => " (/reset forgets the conversation)",
                     _ => "",
                 };
-                let word = if reject.status == 429 {
-                    "busy"
-                } else {
-                    "error"
-                };
+                let word = if reject.status == 429 { "busy" } else { "error" };
                 line_out(out, &format!("{word}: {}{hint}", reject.message));
                 out.extend_from_slice(PROMPT);
             }
@@ -525,11 +479,7 @@ fn is_line_end(byte: u8) -> bool {
 }
 
 fn line_too_long(max: usize) -> Reject {
-    Reject::request(
-        400,
-        format!("the line was dropped: it is longer than {max} bytes"),
-    )
-    .with_code("line_too_long")
+    Reject::request(400, format!("the line was dropped: it is longer than {max} bytes")).with_code("line_too_long")
 }
 
 fn setting<T: std::fmt::Display>(name: &str, value: Option<&T>) -> String {

@@ -22,26 +22,17 @@ pub struct Message {
 impl Message {
     /// A turn of the person's.
     pub fn user(content: impl Into<String>) -> Self {
-        Self {
-            role: "user",
-            content: content.into(),
-        }
+        Self { role: "user", content: content.into() }
     }
 
     /// A turn of the model's.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self {
-            role: "assistant",
-            content: content.into(),
-        }
+        Self { role: "assistant", content: content.into() }
     }
 
     /// The instruction that stands before the conversation.
     pub fn system(content: impl Into<String>) -> Self {
-        Self {
-            role: "system",
-            content: content.into(),
-        }
+        Self { role: "system", content: content.into() }
     }
 }
 
@@ -229,18 +220,12 @@ impl Reject {
 
     /// A field with a wrong value (400).
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            param: Some(param.into()),
-            ..Self::request(400, message)
-        }
+        Self { param: Some(param.into()), ..Self::request(400, message) }
     }
 
     /// A field this server knows and does not serve (400, code `unsupported_parameter`).
     pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
-        Self {
-            code: Some("unsupported_parameter"),
-            ..Self::field(param, message)
-        }
+        Self { code: Some("unsupported_parameter"), ..Self::field(param, message) }
     }
 
     /// Every place is taken (429).
@@ -249,10 +234,7 @@ impl Reject {
             kind: "rate_limit_error",
             code: Some("busy"),
             retry_after_s: Some(RETRY_AFTER_S),
-            ..Self::request(
-                429,
-                "every place in the queue is taken; try again in a moment",
-            )
+            ..Self::request(429, "every place in the queue is taken; try again in a moment")
         }
     }
 
@@ -268,11 +250,7 @@ impl Reject {
 
     /// A fault of the server's (500).
     pub fn internal(message: impl Into<String>) -> Self {
-        Self {
-            kind: "server_error",
-            code: Some("internal_error"),
-            ..Self::request(500, message)
-        }
+        Self { kind: "server_error", code: Some("internal_error"), ..Self::request(500, message) }
     }
 
     /// The prompt leaves no position to generate (400, code `context_length_exceeded`).
@@ -293,10 +271,7 @@ impl Reject {
     /// Adds the code.
     #[must_use]
     pub fn with_code(self, code: &'static str) -> Self {
-        Self {
-            code: Some(code),
-            ..self
-        }
+        Self { code: Some(code), ..self }
     }
 
     /// OpenAI's error object: `{"error":{"message","type","param","code"}}`.

@@ -68,10 +68,7 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
 }
 
 fn generate(style: Style, kind: Kind, body: &[u8]) -> Result<Call, Reject> {
-    Ok(Call::Generate(
-        style,
-        Box::new(request::parse(body, kind, false)?),
-    ))
+    Ok(Call::Generate(style, Box::new(request::parse(body, kind, false)?)))
 }
 
 fn wrong_method(path: &str, allow: &'static str) -> Reject {
@@ -93,11 +90,7 @@ pub fn model_json(model: &str) -> Value {
 
 /// `GET /v1/models/NAME` for a name that is not the model's.
 pub fn no_such_model(model: &str) -> Reject {
-    Reject::request(
-        404,
-        format!("no such model; the one loaded here is \"{model}\""),
-    )
-    .with_code("model_not_found")
+    Reject::request(404, format!("no such model; the one loaded here is \"{model}\"")).with_code("model_not_found")
 }
 
 /// `GET /health`.
@@ -127,13 +120,7 @@ pub struct Emitter {
 
 impl Emitter {
     /// For the request numbered `number`.
-    pub fn new(
-        number: u64,
-        model: &str,
-        style: Style,
-        reply: Reply,
-        request: &GenerateRequest,
-    ) -> Self {
+    pub fn new(number: u64, model: &str, style: Style, reply: Reply, request: &GenerateRequest) -> Self {
         let prefix = match style {
             Style::Chat => "chatcmpl",
             Style::Completion => "cmpl",
@@ -213,10 +200,9 @@ impl Emitter {
                         "finish_reason": reason,
                     }),
                 ),
-                Style::Completion => (
-                    "text_completion",
-                    json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
-                ),
+                Style::Completion => {
+                    ("text_completion", json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}))
+                }
             };
             let mut whole = self.object(name, json!([choice]));
             whole["usage"] = outcome.usage.to_json();

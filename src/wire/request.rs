@@ -29,32 +29,15 @@ pub(super) enum Kind {
 ///
 /// # Errors
 /// Not JSON, not an object, a field missing, of the wrong type, out of range, or not served.
-pub(super) fn parse(
-    body: &[u8],
-    kind: Kind,
-    stream_default: bool,
-) -> Result<GenerateRequest, Reject> {
+pub(super) fn parse(body: &[u8], kind: Kind, stream_default: bool) -> Result<GenerateRequest, Reject> {
     // serde_json's own text may quote the input, so only its position is passed on.
     let value: Value = serde_json::from_slice(body).map_err(|e| {
-        let what = if e.is_eof() {
-            "ends too early"
-        } else {
-            "is not JSON"
-        };
-        Reject::request(
-            400,
-            format!(
-                "the request {what}: line {}, column {}",
-                e.line(),
-                e.column()
-            ),
-        )
-        .with_code("invalid_json")
+        let what = if e.is_eof() { "ends too early" } else { "is not JSON" };
+        Reject::request(400, format!("the request {what}: line {}, column {}", e.line(), e.column()))
+            .with_code("invalid_json")
     })?;
     let Value::Object(object) = value else {
-        return Err(
-            Reject::request(400, "the request must be a JSON object").with_code("invalid_json")
-        );
+        return Err(Reject::request(400, "the request must be a JSON object").with_code("invalid_json"));
     };
     Fields(object).request(kind, stream_default)
 }
@@ -87,10 +70,7 @@ impl Fields {
             Kind::Completion => false,
             Kind::Either => match (self.get("messages").is_some(), self.get("prompt").is_some()) {
                 (true, true) => {
-                    return Err(Reject::field(
-                        "prompt",
-                        "give either `messages` or `prompt`, not both",
-                    ));
+                    return Err(Reject::field("prompt", "give either `messages` or `prompt`, not both"));
                 }
                 (messages, _) => messages,
             },
@@ -98,13 +78,8 @@ impl Fields {
         let name = if chat { "messages" } else { "prompt" };
         match self.0.remove(name) {
             None | Some(Value::Null) => {
-                let wanted = if kind == Kind::Either {
-                    "`messages` or `prompt`"
-                } else {
-                    name
-                };
-                Err(Reject::field(name, format!("{wanted} is required"))
-                    .with_code("missing_required_parameter"))
+                let wanted = if kind == Kind::Either { "`messages` or `prompt`" } else { name };
+                Err(Reject::field(name, format!("{wanted} is required")).with_code("missing_required_parameter"))
             }
             Some(value) if chat => messages(value),
             Some(value) => completion_prompt(value),
@@ -114,26 +89,12 @@ impl Fields {
     fn sampling(&self) -> Result<SamplingFields, Reject> {
         Ok(SamplingFields {
             temperature: self.number("temperature", |v| (0.0..=2.0).contains(&v), "from 0 to 2")?,
-            top_k: self
-                .integer("top_k", 0, i64::from(u32::MAX))?
-                .and_then(|k| u32::try_from(k).ok()),
+            top_k: self.integer("top_k", 0, i64::from(u32::MAX))?.and_then(|k| u32::try_from(k).ok()),
             top_p: self.number("top_p", |v| v > 0.0 && v <= 1.0, "over 0, up to 1")?,
             min_p: self.number("min_p", |v| (0.0..=1.0).contains(&v), "from 0 to 1")?,
-            repetition_penalty: self.number(
-                "repetition_penalty",
-                |v| v > 0.0 && v <= 10.0,
-                "over 0, up to 10",
-            )?,
-            frequency_penalty: self.number(
-                "frequency_penalty",
-                |v| (-2.0..=2.0).contains(&v),
-                "from -2 to 2",
-            )?,
-            presence_penalty: self.number(
-                "presence_penalty",
-                |v| (-2.0..=2.0).contains(&v),
-                "from -2 to 2",
-            )?,
+            repetition_penalty: self.number("repetition_penalty", |v| v > 0.0 && v <= 10.0, "over 0, up to 10")?,
+            frequency_penalty: self.number("frequency_penalty", |v| (-2.0..=2.0).contains(&v), "from -2 to 2")?,
+            presence_penalty: self.number("presence_penalty", |v| (-2.0..=2.0).contains(&v), "from -2 to 2")?,
             seed: self.seed()?,
         })
     }
@@ -145,10 +106,7 @@ impl Fields {
         match (value.as_u64(), value.as_i64()) {
             (Some(seed), _) => Ok(Some(seed)),
             (None, Some(seed)) => Ok(Some(seed.cast_unsigned())),
-            (None, None) => Err(Reject::field(
-                "seed",
-                "`seed` must be an integer of 64 bits",
-            )),
+            (None, None) => Err(Reject::field("seed", "`seed` must be an integer of 64 bits")),
         }
     }
 
@@ -160,14 +118,10 @@ impl Fields {
         {
             return Err(Reject::field(
                 "max_completion_tokens",
-                format!(
-                    "`max_tokens` is {old} and `max_completion_tokens` {new}: give one of them"
-                ),
+                format!("`max_tokens` is {old} and `max_completion_tokens` {new}: give one of them"),
             ));
         }
-        Ok(new
-            .or(old)
-            .map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
+        Ok(new.or(old).map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
     }
 
     fn stop(&self) -> Result<Vec<String>, Reject> {
@@ -199,24 +153,15 @@ impl Fields {
             return Ok(false);
         };
         if !stream {
-            return Err(Reject::field(
-                "stream_options",
-                "`stream_options` is only allowed with `stream`: true",
-            ));
+            return Err(Reject::field("stream_options", "`stream_options` is only allowed with `stream`: true"));
         }
         match options {
             Value::Object(options) => match options.get("include_usage") {
                 None | Some(Value::Null) => Ok(false),
                 Some(Value::Bool(on)) => Ok(*on),
-                Some(_) => Err(Reject::field(
-                    "stream_options.include_usage",
-                    "must be true or false",
-                )),
+                Some(_) => Err(Reject::field("stream_options.include_usage", "must be true or false")),
             },
-            _ => Err(Reject::field(
-                "stream_options",
-                "`stream_options` must be an object",
-            )),
+            _ => Err(Reject::field("stream_options", "`stream_options` must be an object")),
         }
     }
 
@@ -228,10 +173,7 @@ impl Fields {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Bool(on)) => Ok(Some(*on)),
-            Some(_) => Err(Reject::field(
-                name,
-                format!("`{name}` must be true or false"),
-            )),
+            Some(_) => Err(Reject::field(name, format!("`{name}` must be true or false"))),
         }
     }
 
@@ -239,41 +181,26 @@ impl Fields {
         match self.get(name) {
             None => Ok(None),
             Some(Value::String(s)) if s.len() <= max_bytes => Ok(Some(s.clone())),
-            Some(Value::String(s)) => Err(Reject::field(
-                name,
-                format!(
-                    "`{name}` has {} bytes, at most {max_bytes} are taken",
-                    s.len()
-                ),
-            )),
+            Some(Value::String(s)) => {
+                Err(Reject::field(name, format!("`{name}` has {} bytes, at most {max_bytes} are taken", s.len())))
+            }
             Some(_) => Err(Reject::field(name, format!("`{name}` must be a string"))),
         }
     }
 
-    fn number(
-        &self,
-        name: &str,
-        legal: fn(f64) -> bool,
-        range: &str,
-    ) -> Result<Option<f32>, Reject> {
+    fn number(&self, name: &str, legal: fn(f64) -> bool, range: &str) -> Result<Option<f32>, Reject> {
         let Some(value) = self.get(name) else {
             return Ok(None);
         };
         let Some(number) = value.as_f64() else {
-            return Err(Reject::field(
-                name,
-                format!("`{name}` must be a number {range}"),
-            ));
+            return Err(Reject::field(name, format!("`{name}` must be a number {range}")));
         };
         // The check is on what the sampler will see: a tiny `top_p` must not become 0 on the way.
         let single = number as f32;
         if legal(number) && legal(f64::from(single)) {
             Ok(Some(single))
         } else {
-            Err(Reject::field(
-                name,
-                format!("`{name}` is {number}: it must be {range}"),
-            ))
+            Err(Reject::field(name, format!("`{name}` is {number}: it must be {range}")))
         }
     }
 
@@ -283,14 +210,8 @@ impl Fields {
         };
         match value.as_i64() {
             Some(n) if (min..=max).contains(&n) => Ok(Some(n)),
-            _ if max == i64::MAX => Err(Reject::field(
-                name,
-                format!("`{name}` must be an integer of at least {min}"),
-            )),
-            _ => Err(Reject::field(
-                name,
-                format!("`{name}` must be an integer from {min} to {max}"),
-            )),
+            _ if max == i64::MAX => Err(Reject::field(name, format!("`{name}` must be an integer of at least {min}"))),
+            _ => Err(Reject::field(name, format!("`{name}` must be an integer from {min} to {max}"))),
         }
     }
 
@@ -312,16 +233,13 @@ impl Fields {
                 Value::Null => true,
             };
             if !neutral {
-                return Err(Reject::unsupported(
-                    name,
-                    format!("`{name}` is not served: {why}"),
-                ));
+                return Err(Reject::unsupported(name, format!("`{name}` is not served: {why}")));
             }
         }
         match self.get("modalities") {
-            Some(Value::Array(list)) if list.iter().any(|m| m != "text") => Err(
-                Reject::unsupported("modalities", "`modalities`: only \"text\" is served"),
-            ),
+            Some(Value::Array(list)) if list.iter().any(|m| m != "text") => {
+                Err(Reject::unsupported("modalities", "`modalities`: only \"text\" is served"))
+            }
             _ => Ok(()),
         }
     }
@@ -336,10 +254,7 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("tools", "leave it out"),
     ("tool_choice", "only \"none\" and \"auto\" without tools"),
     ("functions", "leave it out"),
-    (
-        "function_call",
-        "only \"none\" and \"auto\" without functions",
-    ),
+    ("function_call", "only \"none\" and \"auto\" without functions"),
     ("response_format", "only {\"type\":\"text\"}"),
     ("logit_bias", "leave it out"),
     ("audio", "this model reads and writes text"),
@@ -349,33 +264,20 @@ const UNSUPPORTED: &[(&str, &str)] = &[
 
 fn messages(value: Value) -> Result<Prompt, Reject> {
     let Value::Array(list) = value else {
-        return Err(Reject::field(
-            "messages",
-            "`messages` must be an array of {\"role\",\"content\"}",
-        ));
+        return Err(Reject::field("messages", "`messages` must be an array of {\"role\",\"content\"}"));
     };
     if list.is_empty() || list.len() > MAX_MESSAGES {
         return Err(Reject::field(
             "messages",
-            format!(
-                "`messages` has {} entries: it must have 1 to {MAX_MESSAGES}",
-                list.len()
-            ),
+            format!("`messages` has {} entries: it must have 1 to {MAX_MESSAGES}", list.len()),
         ));
     }
-    list.into_iter()
-        .enumerate()
-        .map(|(i, m)| message(i, m))
-        .collect::<Result<_, _>>()
-        .map(Prompt::Chat)
+    list.into_iter().enumerate().map(|(i, m)| message(i, m)).collect::<Result<_, _>>().map(Prompt::Chat)
 }
 
 fn message(i: usize, value: Value) -> Result<Message, Reject> {
     let Value::Object(mut object) = value else {
-        return Err(Reject::field(
-            format!("messages[{i}]"),
-            "a message must be an object with `role` and `content`",
-        ));
+        return Err(Reject::field(format!("messages[{i}]"), "a message must be an object with `role` and `content`"));
     };
     let role = match object.get("role").and_then(Value::as_str) {
         // `developer` is the newer name of the same thing; templates know `system`.
@@ -383,10 +285,7 @@ fn message(i: usize, value: Value) -> Result<Message, Reject> {
         Some("user") => "user",
         Some("assistant") => "assistant",
         Some("tool" | "function") => {
-            return Err(Reject::unsupported(
-                &format!("messages[{i}].role"),
-                "tools are not served",
-            ));
+            return Err(Reject::unsupported(&format!("messages[{i}].role"), "tools are not served"));
         }
         _ => {
             return Err(Reject::field(
@@ -395,17 +294,10 @@ fn message(i: usize, value: Value) -> Result<Message, Reject> {
             ));
         }
     };
-    let calls = |name| {
-        object
-            .get(name)
-            .is_some_and(|c: &Value| !c.is_null() && c != &Value::Array(Vec::new()))
-    };
+    let calls = |name| object.get(name).is_some_and(|c: &Value| !c.is_null() && c != &Value::Array(Vec::new()));
     for name in ["tool_calls", "function_call"] {
         if calls(name) {
-            return Err(Reject::unsupported(
-                &format!("messages[{i}].{name}"),
-                "tools are not served",
-            ));
+            return Err(Reject::unsupported(&format!("messages[{i}].{name}"), "tools are not served"));
         }
     }
     let content = match object.remove("content") {
@@ -428,10 +320,7 @@ fn text_parts(i: usize, parts: &[Value]) -> Result<String, Reject> {
         match (part["type"].as_str(), part["text"].as_str()) {
             (Some("text"), Some(text)) => texts.push(text),
             (Some("text"), None) => {
-                return Err(Reject::field(
-                    format!("messages[{i}].content[{j}].text"),
-                    "`text` must be a string",
-                ));
+                return Err(Reject::field(format!("messages[{i}].content[{j}].text"), "`text` must be a string"));
             }
             _ => {
                 return Err(Reject::unsupported(
@@ -445,25 +334,18 @@ fn text_parts(i: usize, parts: &[Value]) -> Result<String, Reject> {
 }
 
 fn completion_prompt(value: Value) -> Result<Prompt, Reject> {
-    let wrong = |why: &str| {
-        Reject::field(
-            "prompt",
-            format!("`prompt` must be a string or an array of token ids: {why}"),
-        )
-    };
+    let wrong =
+        |why: &str| Reject::field("prompt", format!("`prompt` must be a string or an array of token ids: {why}"));
     match value {
         Value::String(text) if text.is_empty() => Err(wrong("it is empty")),
         Value::String(text) => Ok(Prompt::Text(text)),
         Value::Array(mut list) => match list.first() {
             None => Err(wrong("it is empty")),
-            Some(Value::String(_) | Value::Array(_)) if list.len() > 1 => Err(Reject::unsupported(
-                "prompt",
-                format!("`prompt` has {} entries: one prompt a request", list.len()),
-            )),
-            Some(Value::String(_)) => completion_prompt(list.swap_remove(0)),
-            Some(Value::Array(inner)) => {
-                token_ids(inner).ok_or_else(|| wrong("an entry is not a token id"))
+            Some(Value::String(_) | Value::Array(_)) if list.len() > 1 => {
+                Err(Reject::unsupported("prompt", format!("`prompt` has {} entries: one prompt a request", list.len())))
             }
+            Some(Value::String(_)) => completion_prompt(list.swap_remove(0)),
+            Some(Value::Array(inner)) => token_ids(inner).ok_or_else(|| wrong("an entry is not a token id")),
             Some(_) => token_ids(&list).ok_or_else(|| wrong("an entry is not a token id")),
         },
         _ => Err(wrong("it is neither")),
@@ -471,9 +353,6 @@ fn completion_prompt(value: Value) -> Result<Prompt, Reject> {
 }
 
 fn token_ids(list: &[Value]) -> Option<Prompt> {
-    let ids: Option<Vec<u32>> = list
-        .iter()
-        .map(|v| u32::try_from(v.as_u64()?).ok())
-        .collect();
+    let ids: Option<Vec<u32>> = list.iter().map(|v| u32::try_from(v.as_u64()?).ok()).collect();
     ids.filter(|ids| !ids.is_empty()).map(Prompt::Tokens)
 }

@@ -19,15 +19,15 @@ pub const CONTEXT_TOKENS: usize = 4096;
 /// Patience of every wait in a test.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A vocabulary of bytes: the token is the byte.
+/// The token of one long word.
+const LONG: u32 = 1;
+const LONG_BYTES: usize = 100;
+
+/// A vocabulary of bytes: the token is the byte, but for one that is a long word.
 pub struct Bytes;
 
 impl TextModel for Bytes {
-    fn encode_chat(
-        &self,
-        messages: &[Message],
-        date: Option<&str>,
-    ) -> Result<Vec<TokenId>, String> {
+    fn encode_chat(&self, messages: &[Message], date: Option<&str>) -> Result<Vec<TokenId>, String> {
         if messages.iter().any(|m| m.content == "raise") {
             return Err("roles must alternate".to_owned());
         }
@@ -36,11 +36,11 @@ impl TextModel for Bytes {
             text.push_str(&format!("<{}>{}", m.role, m.content));
         }
         text.push_str("<assistant>");
-        Ok(self.encode(&text))
+        self.encode(&text)
     }
 
-    fn encode(&self, text: &str) -> Vec<TokenId> {
-        text.bytes().map(|b| TokenId(u32::from(b))).collect()
+    fn encode(&self, text: &str) -> Result<Vec<TokenId>, String> {
+        Ok(text.bytes().map(|b| TokenId(u32::from(b))).collect())
     }
 
     fn vocabulary_len(&self) -> usize {
@@ -48,10 +48,7 @@ impl TextModel for Bytes {
     }
 
     fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_> {
-        Box::new(ByteAnswer {
-            stop: stop.to_vec(),
-            held: Vec::new(),
-        })
+        Box::new(ByteAnswer { stop: stop.to_vec(), held: Vec::new() })
     }
 }
 
@@ -63,7 +60,10 @@ struct ByteAnswer {
 
 impl AnswerText for ByteAnswer {
     fn push(&mut self, token: TokenId, out: &mut String) -> bool {
-        self.held.push(token.0 as u8);
+        match token.0 {
+            LONG => self.held.extend_from_slice(&[b'w'; LONG_BYTES]),
+            byte => self.held.push(byte as u8),
+        }
         let Ok(text) = std::str::from_utf8(&self.held) else {
             return false;
         };
@@ -72,11 +72,7 @@ impl AnswerText for ByteAnswer {
             return true;
         }
         let begins = |at: usize| self.stop.iter().any(|s| s.starts_with(&text[at..]));
-        let safe = text
-            .char_indices()
-            .map(|(at, _)| at)
-            .find(|&at| begins(at))
-            .unwrap_or(text.len());
+        let safe = text.char_indices().map(|(at, _)| at).find(|&at| begins(at)).unwrap_or(text.len());
         out.push_str(&text[..safe]);
         self.held.drain(..safe);
         false
@@ -127,11 +123,7 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
     script.taken.fetch_add(1, Ordering::SeqCst);
     let prompt: Vec<u8> = job.prompt.iter().map(|t| t.0 as u8).collect();
     let prompt = String::from_utf8_lossy(&prompt).into_owned();
-    let answer = if script.answer.is_empty() {
-        prompt.to_uppercase()
-    } else {
-        script.answer.clone()
-    };
+    let answer = if script.answer.is_empty() { prompt.to_uppercase() } else { script.answer.clone() };
     script.prompts.lock().unwrap().push(prompt);
     let bytes = answer.as_bytes();
     let mut made = 0;
@@ -151,25 +143,11 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
             break;
         }
         std::thread::sleep(script.pace);
-        emit(
-            end,
-            Event::Token {
-                id: job.id,
-                token: TokenId(u32::from(bytes[made % bytes.len()])),
-            },
-        );
+        emit(end, Event::Token { id: job.id, token: TokenId(u32::from(bytes[made % bytes.len()])) });
         made += 1;
     }
     let logits_hash = job.logits_hash.then_some(0xABCD);
-    emit(
-        end,
-        Event::Finished {
-            job,
-            reason,
-            completion_tokens: made,
-            logits_hash,
-        },
-    );
+    emit(end, Event::Finished { job, reason, completion_tokens: made, logits_hash });
 }
 
 fn emit(end: &mut EngineEnd<'_>, event: Event) {
@@ -209,19 +187,13 @@ impl Daemon<'_> {
     /// `/health`'s value of one field.
     pub fn health(&self, field: &str) -> serde_json::Value {
         let mut stream = self.connect();
-        stream
-            .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            .unwrap();
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
         read_response(&mut stream).json()[field].clone()
     }
 }
 
 /// Runs `test` against a daemon with a scripted engine, and returns how the daemon ended.
-pub fn with_daemon(
-    script: &Script,
-    tty: Option<&Path>,
-    test: impl FnOnce(&mut Daemon<'_>),
-) -> Result<(), ServeError> {
+pub fn with_daemon(script: &Script, tty: Option<&Path>, test: impl FnOnce(&mut Daemon<'_>)) -> Result<(), ServeError> {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
     with_daemon_at(&socket, script, tty, false, test)
@@ -260,11 +232,7 @@ pub fn with_daemon_at(
         });
         // A daemon that could not start drops the sender.
         if ready_rx.recv_timeout(PATIENCE).is_ok() {
-            let mut daemon = Daemon {
-                socket: socket.to_owned(),
-                script,
-                stop: Some(stop),
-            };
+            let mut daemon = Daemon { socket: socket.to_owned(), script, stop: Some(stop) };
             test(&mut daemon);
         }
         io.join().unwrap()
@@ -290,19 +258,12 @@ impl Response {
 
     /// The `data:` lines of an event stream.
     pub fn events(&self) -> Vec<String> {
-        self.text()
-            .split("\n\n")
-            .filter_map(|e| e.strip_prefix("data: "))
-            .map(str::to_owned)
-            .collect()
+        self.text().split("\n\n").filter_map(|e| e.strip_prefix("data: ")).map(str::to_owned).collect()
     }
 }
 
 pub fn post(path: &str, body: &str) -> String {
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
 /// Reads one response byte by byte, so that a pipelined one behind it stays in the stream.
@@ -314,17 +275,9 @@ pub fn read_response(stream: &mut UnixStream) -> Response {
     let head = String::from_utf8(head).unwrap();
     let status = head[9..12].parse().unwrap();
     if status == 100 {
-        return Response {
-            status,
-            head,
-            body: Vec::new(),
-        };
+        return Response { status, head, body: Vec::new() };
     }
-    let field = |name: &str| {
-        head.lines()
-            .find_map(|l| l.strip_prefix(name))
-            .map(str::to_owned)
-    };
+    let field = |name: &str| head.lines().find_map(|l| l.strip_prefix(name)).map(str::to_owned);
     let mut body = Vec::new();
     if let Some(length) = field("Content-Length: ") {
         body.resize(length.parse().unwrap(), 0);
@@ -335,8 +288,7 @@ pub fn read_response(stream: &mut UnixStream) -> Response {
             while !line.ends_with(b"\r\n") {
                 line.push(byte(stream));
             }
-            let size =
-                usize::from_str_radix(std::str::from_utf8(&line).unwrap().trim(), 16).unwrap();
+            let size = usize::from_str_radix(std::str::from_utf8(&line).unwrap().trim(), 16).unwrap();
             let mut chunk = vec![0; size + 2];
             stream.read_exact(&mut chunk).unwrap();
             body.extend_from_slice(&chunk[..size]);

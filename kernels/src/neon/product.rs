@@ -2,7 +2,10 @@
 //! a repeated group of four activations. Integer sums are exact: with 4 and 5 bits the eight products of a block fit int16
 //! (8 · 31 · 127 = 31,496; with 4 bits even two such lanes, 16 · 15 · 127 = 30,480), with 8 bits two do (2 · 128 · 127).
 
-#![expect(clippy::needless_range_loop, reason = "registers are numbered by row and vector")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "registers are numbered by row and vector"
+)]
 
 use std::arch::aarch64::*;
 use std::ops::Range;

@@ -64,11 +64,7 @@ impl KeyDecoder {
     pub(super) fn push(&mut self, byte: u8) -> Option<Key> {
         match std::mem::take(&mut self.state) {
             Decode::Ground => self.ground(byte),
-            Decode::Utf8 {
-                mut bytes,
-                have,
-                need,
-            } => {
+            Decode::Utf8 { mut bytes, have, need } => {
                 if byte & 0xC0 != 0x80 {
                     return Some(Key::Noise(byte));
                 }
@@ -88,10 +84,7 @@ impl KeyDecoder {
             }
             Decode::Escape => match byte {
                 b'[' | b'O' => {
-                    self.state = Decode::Sequence {
-                        parameter: 0,
-                        seen: 0,
-                    };
+                    self.state = Decode::Sequence { parameter: 0, seen: 0 };
                     None
                 }
                 0x20..=0x7E => Some(self.unknown(byte)),
@@ -105,14 +98,9 @@ impl KeyDecoder {
                 b'0'..=b'9' | b';' if seen < MAX_ESCAPE_BYTES => {
                     let parameter = match byte {
                         b';' => parameter,
-                        digit => parameter
-                            .saturating_mul(10)
-                            .saturating_add(u16::from(digit - b'0')),
+                        digit => parameter.saturating_mul(10).saturating_add(u16::from(digit - b'0')),
                     };
-                    self.state = Decode::Sequence {
-                        parameter,
-                        seen: seen + 1,
-                    };
+                    self.state = Decode::Sequence { parameter, seen: seen + 1 };
                     None
                 }
                 b'A' => Some(Key::Up),
@@ -166,11 +154,7 @@ impl KeyDecoder {
                     0xE0..=0xEF => 3,
                     _ => 4,
                 };
-                self.state = Decode::Utf8 {
-                    bytes: [byte, 0, 0, 0],
-                    have: 1,
-                    need,
-                };
+                self.state = Decode::Utf8 { bytes: [byte, 0, 0, 0], have: 1, need };
                 return None;
             }
             _ => Key::Noise(byte),
@@ -179,11 +163,7 @@ impl KeyDecoder {
 
     fn unknown(&mut self, byte: u8) -> Key {
         self.unknown_escapes += 1;
-        if self.unknown_escapes > MAX_UNKNOWN_ESCAPES {
-            Key::Noise(byte)
-        } else {
-            Key::Nothing
-        }
+        if self.unknown_escapes > MAX_UNKNOWN_ESCAPES { Key::Noise(byte) } else { Key::Nothing }
     }
 }
 
@@ -246,9 +226,7 @@ impl Editor {
             Key::KillLine => self.erase_from(0, out),
             Key::KillWord => {
                 let head = self.text[..self.cursor].trim_end();
-                let start = head
-                    .rfind(char::is_whitespace)
-                    .map_or(0, |at| at + first_len(&head[at..]));
+                let start = head.rfind(char::is_whitespace).map_or(0, |at| at + first_len(&head[at..]));
                 self.erase_from(start, out);
             }
             Key::KillEnd => {
@@ -270,12 +248,7 @@ impl Editor {
             self.draft.clone_from(&self.text);
         }
         self.back = back;
-        let line = match self
-            .history
-            .len()
-            .checked_sub(back)
-            .and_then(|at| self.history.get(at))
-        {
+        let line = match self.history.len().checked_sub(back).and_then(|at| self.history.get(at)) {
             Some(line) if back > 0 => line.clone(),
             _ => std::mem::take(&mut self.draft),
         };
@@ -287,10 +260,7 @@ impl Editor {
     }
 
     fn previous(&self) -> usize {
-        self.text[..self.cursor]
-            .char_indices()
-            .next_back()
-            .map_or(0, |(at, _)| at)
+        self.text[..self.cursor].char_indices().next_back().map_or(0, |(at, _)| at)
     }
 
     fn next(&self) -> usize {

@@ -1,0 +1,183 @@
+//! `hearth chat`: a conversation in the terminal, or line by line from a pipe.
+//! Next on the data's way: `client::http`.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustyline::error::ReadlineError;
+use rustyline::history::MemHistory;
+use rustyline::{Config, Editor};
+use signal_hook::consts::SIGINT;
+
+use super::http::{Ended, Question, ask_streaming};
+use super::{ClientError, terminal_safe};
+use crate::wire::Message;
+
+/// Talks with the model: the conversation is kept until /reset.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ChatArgs {
+    /// The daemon's socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock, /run/hearth/hearth.sock]
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    pub socket: Option<PathBuf>,
+    /// Load this model in this process instead of asking a daemon
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Instruction before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Length of each answer in tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// From 0 (always the same answer) to 2
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Seed of the draw
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// `hearth chat` with the daemon at `socket`.
+///
+/// # Errors
+/// See [`ClientError`]. A refused question is printed and the conversation goes on.
+pub fn chat_over(socket: &Path, args: &ChatArgs) -> Result<(), ClientError> {
+    let mut out = io::stdout();
+    if !io::stdin().is_terminal() {
+        return chat_lines(socket, args, io::stdin().lock(), &mut out);
+    }
+    let cancel = Arc::new(AtomicBool::new(false));
+    let handler =
+        signal_hook::flag::register(SIGINT, Arc::clone(&cancel)).map_err(ClientError::Input)?;
+    let result = in_terminal(&mut Talk::new(socket, args, &cancel), &mut out);
+    signal_hook::low_level::unregister(handler);
+    result
+}
+
+/// The same for lines from a pipe or a file.
+///
+/// # Errors
+/// See [`ClientError`].
+pub fn chat_lines(
+    socket: &Path,
+    args: &ChatArgs,
+    input: impl BufRead,
+    out: &mut dyn Write,
+) -> Result<(), ClientError> {
+    let never = AtomicBool::new(false);
+    let mut talk = Talk::new(socket, args, &never);
+    for line in input.lines() {
+        if talk.line(&line.map_err(ClientError::Input)?, out)? == Next::Quit {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn in_terminal(talk: &mut Talk<'_>, out: &mut dyn Write) -> Result<(), ClientError> {
+    let config = Config::builder().auto_add_history(true).build();
+    let mut editor = Editor::<(), MemHistory>::with_history(config, MemHistory::new())?;
+    say(
+        out,
+        "^C cancels an answer, /reset forgets the conversation, /quit or ^D ends.\n",
+    )?;
+    loop {
+        match editor.readline("> ") {
+            Ok(line) => {
+                if talk.line(&line, out)? == Next::Quit {
+                    return Ok(());
+                }
+            }
+            Err(ReadlineError::Interrupted) => {}
+            Err(ReadlineError::Eof) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    Quit,
+}
+
+/// The conversation.
+struct Talk<'a> {
+    socket: &'a Path,
+    args: &'a ChatArgs,
+    cancel: &'a AtomicBool,
+    messages: Vec<Message>,
+}
+
+impl<'a> Talk<'a> {
+    fn new(socket: &'a Path, args: &'a ChatArgs, cancel: &'a AtomicBool) -> Self {
+        Self {
+            socket,
+            args,
+            cancel,
+            messages: args.system.iter().map(Message::system).collect(),
+        }
+    }
+
+    /// What one typed line does.
+    fn line(&mut self, line: &str, out: &mut dyn Write) -> Result<Next, ClientError> {
+        match line.trim() {
+            "" => {}
+            "/quit" | "/exit" => return Ok(Next::Quit),
+            "/reset" => {
+                self.messages.retain(|m| m.role == "system");
+                say(out, "the conversation is forgotten\n")?;
+            }
+            command if command.starts_with('/') => say(out, "there are /reset and /quit\n")?,
+            question => self.question(question, out)?,
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn question(&mut self, text: &str, out: &mut dyn Write) -> Result<(), ClientError> {
+        self.messages.push(Message::user(text));
+        let question = Question {
+            messages: self.messages.clone(),
+            max_tokens: self.args.max_tokens,
+            temperature: self.args.temperature,
+            seed: self.args.seed,
+        };
+        self.cancel.store(false, Ordering::Relaxed);
+        let mut answer = String::new();
+        let ended = ask_streaming(self.socket, &question, self.cancel, |text| {
+            answer.push_str(text);
+            say(out, &terminal_safe(text))
+        });
+        let ended = match ended {
+            Err(ClientError::Refused { status, message }) => {
+                self.messages.pop();
+                return say(out, &format!("error ({status}): {message}\n"));
+            }
+            // ^C before the answer began.
+            Err(ClientError::Connection(_)) if self.cancel.load(Ordering::Relaxed) => {
+                Ended::Cancelled
+            }
+            other => other?,
+        };
+        if answer.is_empty() {
+            self.messages.pop();
+        } else {
+            self.messages.push(Message::assistant(answer));
+        }
+        say(
+            out,
+            match ended {
+                Ended::Whole => "\n",
+                Ended::Length => "\n[cut: the answer's length is reached]\n",
+                Ended::Cancelled => "\n[cancelled]\n",
+            },
+        )
+    }
+}
+
+fn say(out: &mut dyn Write, text: &str) -> Result<(), ClientError> {
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(ClientError::Output)
+}
