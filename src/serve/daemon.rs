@@ -19,7 +19,9 @@ use crate::engine::sampler::SamplingParams;
 use crate::sys::cpu;
 use crate::text::chat::{ChatError, ChatInput, ChatTemplate, MAX_TEMPLATE_BYTES};
 use crate::text::{Detokenizer, StopMatcher, TokenId, Vocab};
-use crate::tools::session::{DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_model};
+use crate::tools::session::{
+    DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_model,
+};
 use crate::wire::Message;
 
 /// Stack of the I/O thread, in bytes: JSON of bounded depth and templates with bounded recursion run there.
@@ -117,7 +119,10 @@ impl DaemonError {
 pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
     log_to_stderr(LevelFilter::Info);
     if !args.temperature.is_finite() || args.temperature < 0.0 {
-        return Err(DaemonError::Usage(format!("--temperature is {}, must be finite and at least 0", args.temperature)));
+        return Err(DaemonError::Usage(format!(
+            "--temperature is {}, must be finite and at least 0",
+            args.temperature
+        )));
     }
     let socket = args.socket.clone().unwrap_or_else(crate::client::default_socket);
     let defaults = Defaults {
@@ -228,14 +233,19 @@ fn template(
             let bytes = std::fs::metadata(path).map_err(io)?.len();
             if bytes > MAX_TEMPLATE_BYTES as u64 {
                 let path = path.display();
-                return Err(DaemonError::Usage(format!("{path}: {bytes} bytes, a template may have {MAX_TEMPLATE_BYTES}")));
+                return Err(DaemonError::Usage(format!(
+                    "{path}: {bytes} bytes, a template may have {MAX_TEMPLATE_BYTES}"
+                )));
             }
             (path.as_path(), Some(std::fs::read_to_string(path).map_err(io)?))
         }
         None => (model, gguf.str("tokenizer.chat_template").ok().flatten().map(str::to_owned)),
     };
     let Some(source) = source else {
-        log::warn!("{} has no chat template: only completions are served; --chat-template FILE gives one", model.display());
+        log::warn!(
+            "{} has no chat template: only completions are served; --chat-template FILE gives one",
+            model.display()
+        );
         return Ok(None);
     };
     let text = |token: Option<TokenId>| {

@@ -11,8 +11,7 @@ pub trait TextModel {
     ///
     /// # Errors
     /// The template refused the conversation (for instance roles that do not alternate), in words for the client.
-    fn encode_chat(&self, messages: &[Message], date: Option<&str>)
-    -> Result<Vec<TokenId>, String>;
+    fn encode_chat(&self, messages: &[Message], date: Option<&str>) -> Result<Vec<TokenId>, String>;
 
     /// Encodes a text to be continued, with the tokens that the model wants in front.
     ///
