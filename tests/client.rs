@@ -25,55 +25,22 @@ fn one_question() {
     let script = Script::default();
     with_daemon(&script, None, |daemon| {
         let plain = AskArgs::default();
-        assert_eq!(
-            ask(&daemon.socket, &plain, "grün").unwrap(),
-            "<USER>GRÜN<ASSISTANT>\n"
-        );
-        let args = AskArgs {
-            system: Some("be brief".to_owned()),
-            max_tokens: Some(8),
-            ..AskArgs::default()
-        };
+        assert_eq!(ask(&daemon.socket, &plain, "grün").unwrap(), "<USER>GRÜN<ASSISTANT>\n");
+        let args = AskArgs { system: Some("be brief".to_owned()), max_tokens: Some(8), ..AskArgs::default() };
         assert_eq!(ask(&daemon.socket, &args, "x").unwrap(), "<SYSTEM>\n");
-        let args = AskArgs {
-            json: true,
-            temperature: Some(0.7),
-            seed: Some(5),
-            ..AskArgs::default()
-        };
-        let whole: serde_json::Value =
-            serde_json::from_str(&ask(&daemon.socket, &args, "x").unwrap()).unwrap();
-        assert_eq!(
-            whole["choices"][0]["message"]["content"],
-            "<USER>X<ASSISTANT>"
-        );
-        assert!(matches!(
-            ask(&daemon.socket, &plain, ""),
-            Err(ClientError::NoQuestion)
-        ));
-        let refused = ask(
-            &daemon.socket,
-            &AskArgs {
-                temperature: Some(9.0),
-                ..plain
-            },
-            "x",
-        )
-        .unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "the daemon refused (400): `temperature` is 9: it must be from 0 to 2"
-        );
+        let args = AskArgs { json: true, temperature: Some(0.7), seed: Some(5), ..AskArgs::default() };
+        let whole: serde_json::Value = serde_json::from_str(&ask(&daemon.socket, &args, "x").unwrap()).unwrap();
+        assert_eq!(whole["choices"][0]["message"]["content"], "<USER>X<ASSISTANT>");
+        assert!(matches!(ask(&daemon.socket, &plain, ""), Err(ClientError::NoQuestion)));
+        let refused = ask(&daemon.socket, &AskArgs { temperature: Some(9.0), ..plain }, "x").unwrap_err();
+        assert_eq!(refused.to_string(), "the daemon refused (400): `temperature` is 9: it must be from 0 to 2");
     })
     .unwrap();
 }
 
 #[test]
 fn a_conversation_from_a_pipe() {
-    let script = Script {
-        answer: "ok".to_owned(),
-        ..Script::default()
-    };
+    let script = Script { answer: "ok".to_owned(), ..Script::default() };
     with_daemon(&script, None, |daemon| {
         let args = ChatArgs { system: Some("s".to_owned()), ..ChatArgs::default() };
         let mut out = Vec::new();
@@ -99,18 +66,10 @@ fn a_conversation_from_a_pipe() {
 
 #[test]
 fn cancelling_ends_the_job() {
-    let script = Script {
-        answer: "a".to_owned(),
-        endless: true,
-        pace: Duration::from_millis(1),
-        ..Script::default()
-    };
+    let script = Script { answer: "a".to_owned(), endless: true, pace: Duration::from_millis(1), ..Script::default() };
     with_daemon(&script, None, |daemon| {
         let cancel = AtomicBool::new(false);
-        let question = Question {
-            messages: vec![Message::user("x")],
-            ..Question::default()
-        };
+        let question = Question { messages: vec![Message::user("x")], ..Question::default() };
         let mut seen = 0;
         let ended = ask_streaming(&daemon.socket, &question, &cancel, |text| {
             seen += text.len();
@@ -118,16 +77,9 @@ fn cancelling_ends_the_job() {
             Ok(())
         });
         assert_eq!(ended.unwrap(), Ended::Cancelled);
-        wait_for("the cancellation", || {
-            script.cancelled.load(Ordering::SeqCst) == 1
-        });
-        let question = Question {
-            max_tokens: Some(2),
-            ..question
-        };
-        let ended = ask_streaming(&daemon.socket, &question, &AtomicBool::new(false), |_| {
-            Ok(())
-        });
+        wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
+        let question = Question { max_tokens: Some(2), ..question };
+        let ended = ask_streaming(&daemon.socket, &question, &AtomicBool::new(false), |_| Ok(()));
         assert_eq!(ended.unwrap(), Ended::Length);
     })
     .unwrap();
@@ -137,12 +89,9 @@ fn cancelling_ends_the_job() {
 fn no_daemon_is_told_with_the_command_that_starts_one() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
-    let error = ask(&socket, &AskArgs::default(), "x")
-        .unwrap_err()
-        .to_string();
+    let error = ask(&socket, &AskArgs::default(), "x").unwrap_err().to_string();
     assert!(
-        error.contains("hearth serve --model FILE --socket")
-            && error.contains(socket.to_str().unwrap()),
+        error.contains("hearth serve --model FILE --socket") && error.contains(socket.to_str().unwrap()),
         "{error}"
     );
 }
@@ -175,10 +124,7 @@ fn what_is_no_hearth_is_an_error_and_no_hang() {
         for answer in &answers {
             let error = ask(&socket, &AskArgs::default(), "x");
             assert!(
-                matches!(
-                    error,
-                    Err(ClientError::Protocol { .. } | ClientError::Connection(_))
-                ),
+                matches!(error, Err(ClientError::Protocol { .. } | ClientError::Connection(_))),
                 "{answer:?}: {error:?}"
             );
         }

@@ -51,9 +51,7 @@ fn a_chat_completion_streams_and_ends() {
 fn a_request_split_at_every_byte_gets_the_same_answer() {
     with_daemon(&script("yes"), None, |daemon| {
         let request = post("/v1/completions", r#"{"prompt":"a","logits_hash":true}"#);
-        let whole = daemon
-            .post("/v1/completions", r#"{"prompt":"a","logits_hash":true}"#)
-            .json();
+        let whole = daemon.post("/v1/completions", r#"{"prompt":"a","logits_hash":true}"#).json();
         assert_eq!(whole["choices"][0]["text"], "yes");
         assert_eq!(whole["usage"]["completion_tokens"], 3);
         assert_eq!(whole["hearth"]["logits_hash"], "000000000000abcd");
@@ -82,15 +80,9 @@ fn pipelined_and_chunked_requests_are_answered_in_order() {
         stream.write_all(bytes.as_bytes()).unwrap();
         // The peer says that it sends no more and still gets everything.
         stream.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(
-            read_response(&mut stream).json()["choices"][0]["text"],
-            "ONE"
-        );
+        assert_eq!(read_response(&mut stream).json()["choices"][0]["text"], "ONE");
         assert_eq!(read_response(&mut stream).json()["data"][0]["id"], "bytes");
-        assert_eq!(
-            read_response(&mut stream).json()["choices"][0]["text"],
-            "TWO"
-        );
+        assert_eq!(read_response(&mut stream).json()["choices"][0]["text"], "TWO");
         assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     })
     .unwrap();
@@ -103,50 +95,27 @@ fn refusals_leave_the_daemon_alive() {
             let mut stream = daemon.connect();
             stream.write_all(bytes).unwrap();
             let response = read_response(&mut stream);
-            assert_eq!(
-                response.json()["error"]["message"].is_string(),
-                true,
-                "{response:?}"
-            );
+            assert!(response.json()["error"]["message"].is_string(), "{response:?}");
             response
         };
         assert_eq!(send(b"GET /nothing HTTP/1.1\r\n\r\n").status, 404);
         let wrong = send(b"GET /v1/completions HTTP/1.1\r\n\r\n");
         assert!(wrong.status == 405 && wrong.head.contains("Allow: POST\r\n"));
-        assert_eq!(
-            send(b"POST /health HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n").status,
-            413
-        );
+        assert_eq!(send(b"POST /health HTTP/1.1\r\nContent-Length: 9999999\r\n\r\n").status, 413);
         let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(20_000));
         assert_eq!(send(long.as_bytes()).status, 431);
         assert_eq!(send(b"\x00\x01\x02\r\n\r\n").status, 400);
-        let smuggled =
-            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let smuggled = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         assert_eq!(send(smuggled).status, 400);
-        assert_eq!(
-            send(post(CHAT, "{").as_bytes()).json()["error"]["code"],
-            "invalid_json"
-        );
+        assert_eq!(send(post(CHAT, "{").as_bytes()).json()["error"]["code"], "invalid_json");
         let template = r#"{"messages":[{"role":"user","content":"raise"}]}"#;
-        assert_eq!(
-            send(post(CHAT, template).as_bytes()).json()["error"]["param"],
-            "messages"
-        );
-        assert_eq!(
-            send(post("/v1/completions", r#"{"prompt":[256]}"#).as_bytes()).status,
-            400
-        );
+        assert_eq!(send(post(CHAT, template).as_bytes()).json()["error"]["param"], "messages");
+        assert_eq!(send(post("/v1/completions", r#"{"prompt":[256]}"#).as_bytes()).status, 400);
         let long = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(common::CONTEXT_TOKENS));
         let error = send(post("/v1/completions", &long).as_bytes()).json()["error"].clone();
         assert_eq!(error["code"], "context_length_exceeded");
-        assert!(
-            error["message"].as_str().unwrap().contains("4096"),
-            "{error}"
-        );
-        assert_eq!(
-            daemon.post(CHAT, &ask(false)).json()["choices"][0]["message"]["content"],
-            "ok"
-        );
+        assert!(error["message"].as_str().unwrap().contains("4096"), "{error}");
+        assert_eq!(daemon.post(CHAT, &ask(false)).json()["choices"][0]["message"]["content"], "ok");
         assert_eq!(daemon.health("active"), 0);
     })
     .unwrap();
@@ -154,32 +123,18 @@ fn refusals_leave_the_daemon_alive() {
 
 #[test]
 fn a_stop_string_ends_the_answer_and_the_job() {
-    let script = Script {
-        endless: true,
-        pace: Duration::from_millis(1),
-        ..script("one. two. ")
-    };
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("one. two. ") };
     with_daemon(&script, None, |daemon| {
         let body = r#"{"prompt":"x","stop":["tw","zzz"],"logits_hash":true}"#;
         let answer = daemon.post("/v1/completions", body).json();
         assert_eq!(answer["choices"][0]["text"], "one. ");
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
         assert_eq!(answer["usage"]["completion_tokens"], 7);
-        assert!(
-            answer.get("hearth").is_none(),
-            "when the engine stops depends on the clock"
-        );
-        wait_for("the job's cancellation", || {
-            script.cancelled.load(Ordering::SeqCst) == 1
-        });
-        let cut = daemon
-            .post("/v1/completions", r#"{"prompt":"x","max_tokens":4}"#)
-            .json();
+        assert!(answer.get("hearth").is_none(), "when the engine stops depends on the clock");
+        wait_for("the job's cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
+        let cut = daemon.post("/v1/completions", r#"{"prompt":"x","max_tokens":4}"#).json();
         assert_eq!(
-            (
-                &cut["choices"][0]["text"],
-                &cut["choices"][0]["finish_reason"]
-            ),
+            (&cut["choices"][0]["text"], &cut["choices"][0]["finish_reason"]),
             (&"one.".into(), &"length".into())
         );
     })
@@ -188,23 +143,15 @@ fn a_stop_string_ends_the_answer_and_the_job() {
 
 #[test]
 fn a_client_that_goes_away_cancels_its_job() {
-    let script = Script {
-        endless: true,
-        pace: Duration::from_millis(1),
-        ..script("a")
-    };
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("a") };
     with_daemon(&script, None, |daemon| {
         for streams in [true, false] {
             let before = script.cancelled.load(Ordering::SeqCst);
             let mut stream = daemon.connect();
-            stream
-                .write_all(post(CHAT, &ask(streams)).as_bytes())
-                .unwrap();
+            stream.write_all(post(CHAT, &ask(streams)).as_bytes()).unwrap();
             wait_for("the job", || script.taken.load(Ordering::SeqCst) > before);
             drop(stream);
-            wait_for("its cancellation", || {
-                script.cancelled.load(Ordering::SeqCst) > before
-            });
+            wait_for("its cancellation", || script.cancelled.load(Ordering::SeqCst) > before);
         }
         wait_for("an idle daemon", || daemon.health("active") == 0);
     })
@@ -213,22 +160,14 @@ fn a_client_that_goes_away_cancels_its_job() {
 
 #[test]
 fn a_reader_that_does_not_read_loses_its_answer_alone() {
-    let script = Script {
-        endless: true,
-        ..script("a")
-    };
+    let script = Script { endless: true, ..script("a") };
     with_daemon(&script, None, |daemon| {
         let mut slow = daemon.connect();
         slow.write_all(post(CHAT, &ask(true)).as_bytes()).unwrap();
-        wait_for("the slow reader's end", || {
-            script.cancelled.load(Ordering::SeqCst) == 1
-        });
+        wait_for("the slow reader's end", || script.cancelled.load(Ordering::SeqCst) == 1);
         assert_eq!(daemon.health("active"), 0);
         let body = r#"{"prompt":"x","max_tokens":3}"#;
-        assert_eq!(
-            daemon.post("/v1/completions", body).json()["choices"][0]["text"],
-            "aaa"
-        );
+        assert_eq!(daemon.post("/v1/completions", body).json()["choices"][0]["text"], "aaa");
     })
     .unwrap();
 }
@@ -241,17 +180,11 @@ fn a_full_ring_is_told_as_429() {
         let waiting = hearth::engine::queue::COMMAND_RING_SLOTS - 1;
         let mut streams: Vec<UnixStream> = (0..waiting).map(|_| daemon.connect()).collect();
         for stream in &mut streams {
-            stream
-                .write_all(post(CHAT, &ask(false)).as_bytes())
-                .unwrap();
+            stream.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();
         }
         wait_for("a full ring", || daemon.health("waiting") == waiting);
         let busy = daemon.post(CHAT, &ask(false));
-        assert_eq!(
-            (busy.status, busy.head.contains("Retry-After: 1\r\n")),
-            (429, true),
-            "{busy:?}"
-        );
+        assert_eq!((busy.status, busy.head.contains("Retry-After: 1\r\n")), (429, true), "{busy:?}");
         assert_eq!(busy.json()["error"]["code"], "busy");
         script.frozen.store(false, Ordering::SeqCst);
         for stream in &mut streams {
@@ -264,16 +197,13 @@ fn a_full_ring_is_told_as_429() {
 #[test]
 fn one_connection_too_many_is_turned_away() {
     with_daemon(&script("a"), None, |daemon| {
-        let mut streams: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS)
-            .map(|_| daemon.connect())
-            .collect();
+        let mut streams: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| daemon.connect()).collect();
         let mut extra = daemon.connect();
         assert_eq!(read_response(&mut extra).status, 503);
         streams.pop();
         wait_for("a free place", || {
             let mut stream = daemon.connect();
-            stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").is_ok()
-                && read_response(&mut stream).status == 200
+            stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").is_ok() && read_response(&mut stream).status == 200
         });
     })
     .unwrap();
@@ -281,21 +211,12 @@ fn one_connection_too_many_is_turned_away() {
 
 #[test]
 fn a_damaged_model_is_an_error_and_not_an_answer() {
-    let script = Script {
-        broken: true,
-        ..script("abc")
-    };
+    let script = Script { broken: true, ..script("abc") };
     with_daemon(&script, None, |daemon| {
         let whole = daemon.post(CHAT, &ask(false));
-        assert_eq!(
-            (whole.status, &whole.json()["error"]["type"]),
-            (500, &"server_error".into())
-        );
+        assert_eq!((whole.status, &whole.json()["error"]["type"]), (500, &"server_error".into()));
         let events = daemon.post(CHAT, &ask(true)).events();
-        assert!(
-            events[events.len() - 2].starts_with(r#"{"error":{"#),
-            "{events:?}"
-        );
+        assert!(events[events.len() - 2].starts_with(r#"{"error":{"#), "{events:?}");
     })
     .unwrap();
 }
@@ -305,10 +226,7 @@ fn the_date_comes_from_the_request() {
     with_daemon(&Script::default(), None, |daemon| {
         let body = r#"{"messages":[{"role":"user","content":"x"}],"date":"1 May"}"#;
         let answer = daemon.post(CHAT, body).json();
-        assert_eq!(
-            answer["choices"][0]["message"]["content"],
-            "[1 MAY]<USER>X<ASSISTANT>"
-        );
+        assert_eq!(answer["choices"][0]["message"]["content"], "[1 MAY]<USER>X<ASSISTANT>");
     })
     .unwrap();
 }
@@ -325,34 +243,23 @@ fn the_socket_file_has_its_mode_and_goes_at_the_end() {
         assert_eq!(meta.permissions().mode() & 0o777, 0o660);
         assert_eq!(daemon.health("status"), "ok");
 
-        let second = with_daemon_at(&socket, &script("b"), None, false, |_| {
-            panic!("it must not start")
-        });
+        let second = with_daemon_at(&socket, &script("b"), None, false, |_| panic!("it must not start"));
         let message = second.unwrap_err().to_string();
         assert!(message.contains("another process serves on"), "{message}");
         assert_eq!(daemon.health("status"), "ok", "the first one is untouched");
     })
     .unwrap();
-    assert_eq!(
-        std::fs::read_dir(dir.path()).unwrap().count(),
-        0,
-        "nothing stays behind"
-    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing stays behind");
 
     std::fs::write(&socket, "precious").unwrap();
-    let refused = with_daemon_at(&socket, &script("a"), None, false, |_| {
-        panic!("it must not start")
-    });
+    let refused = with_daemon_at(&socket, &script("a"), None, false, |_| panic!("it must not start"));
     assert!(refused.unwrap_err().to_string().contains("is not a socket"));
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
 }
 
 #[test]
 fn stopping_lets_running_answers_end() {
-    let script = Script {
-        pace: Duration::from_millis(20),
-        ..script("0123456789")
-    };
+    let script = Script { pace: Duration::from_millis(20), ..script("0123456789") };
     with_daemon(&script, None, |daemon| {
         let mut idle = daemon.connect();
         let mut stream = daemon.connect();
@@ -360,9 +267,7 @@ fn stopping_lets_running_answers_end() {
         wait_for("the job", || script.taken.load(Ordering::SeqCst) == 1);
         daemon.ask_to_stop();
         assert_eq!(idle.read(&mut [0]).unwrap(), 0, "an idle connection closes");
-        wait_for("the socket's removal", || {
-            UnixStream::connect(&daemon.socket).is_err()
-        });
+        wait_for("the socket's removal", || UnixStream::connect(&daemon.socket).is_err());
         let events = read_response(&mut stream).events();
         assert_eq!(events.len(), 1 + 10 + 1 + 1, "{events:?}");
         assert!(events[11].contains(r#""finish_reason":"stop""#));
@@ -372,23 +277,15 @@ fn stopping_lets_running_answers_end() {
 
 #[test]
 fn a_second_request_to_stop_stops_at_once() {
-    let script = Script {
-        endless: true,
-        pace: Duration::from_millis(5),
-        ..script("a")
-    };
+    let script = Script { endless: true, pace: Duration::from_millis(5), ..script("a") };
     with_daemon(&script, None, |daemon| {
         let mut stream = daemon.connect();
-        stream
-            .write_all(post(CHAT, &ask(false)).as_bytes())
-            .unwrap();
+        stream.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();
         wait_for("the job", || script.taken.load(Ordering::SeqCst) == 1);
         daemon.ask_to_stop();
         daemon.ask_to_stop();
         assert_eq!(read_response(&mut stream).status, 503);
-        wait_for("the cancellation", || {
-            script.cancelled.load(Ordering::SeqCst) == 1
-        });
+        wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
     })
     .unwrap();
 }

@@ -29,12 +29,7 @@ impl Terminal {
     fn open() -> Self {
         let pty = openpty(None, None).unwrap();
         let path = ttyname(&pty.slave).unwrap();
-        Self {
-            master: File::from(pty.master),
-            slave: pty.slave,
-            path,
-            seen: String::new(),
-        }
+        Self { master: File::from(pty.master), slave: pty.slave, path, seen: String::new() }
     }
 
     fn type_in(&mut self, bytes: impl AsRef<[u8]>) {
@@ -49,19 +44,13 @@ impl Terminal {
                 let rest = self.seen.split_off(at + end.len());
                 return std::mem::replace(&mut self.seen, rest);
             }
-            assert!(
-                Instant::now() < patience,
-                "waited in vain for {end:?} behind {:?}",
-                self.seen
-            );
+            assert!(Instant::now() < patience, "waited in vain for {end:?} behind {:?}", self.seen);
             let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
             poll(&mut fds, PollTimeout::from(100u16)).unwrap();
             if fds[0].any() == Some(true) {
                 let mut bytes = [0; 4096];
                 match self.master.read(&mut bytes) {
-                    Ok(n) => self
-                        .seen
-                        .push_str(std::str::from_utf8(&bytes[..n]).unwrap()),
+                    Ok(n) => self.seen.push_str(std::str::from_utf8(&bytes[..n]).unwrap()),
                     Err(e) => assert_eq!(e.kind(), ErrorKind::Interrupted, "{e}"),
                 }
             }
@@ -70,10 +59,7 @@ impl Terminal {
 }
 
 fn script(answer: &str) -> Script {
-    Script {
-        answer: answer.to_owned(),
-        ..Script::default()
-    }
+    Script { answer: answer.to_owned(), ..Script::default() }
 }
 
 #[test]
@@ -82,43 +68,23 @@ fn a_person_at_the_line() {
     let path = terminal.path.clone();
     let script = Script::default();
     with_daemon(&script, Some(&path), |_| {
-        assert_eq!(
-            terminal.until("> "),
-            "hearth: bytes. /help lists the commands.\r\n> "
-        );
+        assert_eq!(terminal.until("> "), "hearth: bytes. /help lists the commands.\r\n> ");
         let line = tcgetattr(&terminal.slave).unwrap();
-        assert!(
-            !line
-                .local_flags
-                .intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
-        );
+        assert!(!line.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG));
         assert_eq!(cfgetospeed(&line), nix::sys::termios::BaudRate::B115200);
 
         terminal.type_in("hx\x7fi\r");
-        assert_eq!(
-            terminal.until("\r\n> "),
-            "hx\x08\x1b[Ki\r\n<USER>HI<ASSISTANT>\r\n> "
-        );
+        assert_eq!(terminal.until("\r\n> "), "hx\x08\x1b[Ki\r\n<USER>HI<ASSISTANT>\r\n> ");
         terminal.type_in("\x1b[A!\r");
-        assert!(
-            terminal
-                .until("\r\n> ")
-                .starts_with("hi\x1b[K!\r\n<USER>HI<ASSISTANT><USER>HI<")
-        );
+        assert!(terminal.until("\r\n> ").starts_with("hi\x1b[K!\r\n<USER>HI<ASSISTANT><USER>HI<"));
         terminal.type_in("/reset\r");
         terminal.until("\r\n> ");
         terminal.type_in("grüße\r");
         terminal.until("<ASSISTANT>\r\n> ");
-        assert_eq!(
-            script.prompts.lock().unwrap().last().unwrap(),
-            "<user>grüße<assistant>"
-        );
+        assert_eq!(script.prompts.lock().unwrap().last().unwrap(), "<user>grüße<assistant>");
         terminal.type_in("/status\r");
         let status = terminal.until("\r\n> ");
-        assert!(
-            status.contains("model     bytes\r\n") && status.contains("requests  0 active"),
-            "{status}"
-        );
+        assert!(status.contains("model     bytes\r\n") && status.contains("requests  0 active"), "{status}");
         terminal.type_in("/what\r");
         assert!(terminal.until("\r\n> ").contains("no such command"));
     })
@@ -129,11 +95,7 @@ fn a_person_at_the_line() {
 fn interrupting_an_endless_answer() {
     let mut terminal = Terminal::open();
     let path = terminal.path.clone();
-    let script = Script {
-        endless: true,
-        pace: Duration::from_millis(1),
-        ..script("la")
-    };
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("la") };
     with_daemon(&script, Some(&path), |_| {
         terminal.until("> ");
         terminal.type_in("sing\r");
@@ -144,11 +106,7 @@ fn interrupting_an_endless_answer() {
         terminal.type_in("/max 3\r");
         terminal.until("\r\n> ");
         terminal.type_in("sing\r");
-        assert!(
-            terminal
-                .until("\r\n> ")
-                .ends_with("lal\r\n[cut after 3 tokens]\r\n> ")
-        );
+        assert!(terminal.until("\r\n> ").ends_with("lal\r\n[cut after 3 tokens]\r\n> "));
     })
     .unwrap();
 }
@@ -179,26 +137,14 @@ fn a_program_at_the_line() {
 fn a_line_that_nobody_reads_costs_its_answer_alone() {
     let mut terminal = Terminal::open();
     let path = terminal.path.clone();
-    let script = Script {
-        endless: true,
-        ..script("\x01")
-    };
+    let script = Script { endless: true, ..script("\x01") };
     with_daemon(&script, Some(&path), |daemon| {
         terminal.until("> ");
         terminal.type_in("talk\r");
-        wait_for("the answer's end", || {
-            script.cancelled.load(Ordering::SeqCst) == 1
-        });
+        wait_for("the answer's end", || script.cancelled.load(Ordering::SeqCst) == 1);
         let body = r#"{"prompt":"x","max_tokens":5}"#;
-        assert_eq!(
-            daemon.post("/v1/completions", body).json()["usage"]["completion_tokens"],
-            5
-        );
-        assert!(
-            terminal
-                .until("\r\n> ")
-                .contains("error: the answer was cut")
-        );
+        assert_eq!(daemon.post("/v1/completions", body).json()["usage"]["completion_tokens"], 5);
+        assert!(terminal.until("\r\n> ").contains("error: the answer was cut"));
         terminal.type_in("/status\r");
         terminal.until("0 active");
     })
@@ -211,19 +157,13 @@ fn a_line_that_vanishes_is_opened_again() {
     let device = dir.path().join("ttyX");
     let mut first = Terminal::open();
     std::os::unix::fs::symlink(&first.path, &device).unwrap();
-    let script = Script {
-        endless: true,
-        pace: Duration::from_millis(1),
-        ..script("la")
-    };
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("la") };
     with_daemon(&script, Some(&device), |daemon| {
         first.until("> ");
         first.type_in("sing\r");
         first.until("lala");
         drop(first);
-        wait_for("the cancellation", || {
-            script.cancelled.load(Ordering::SeqCst) == 1
-        });
+        wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
         assert_eq!(daemon.health("status"), "ok");
         let mut second = Terminal::open();
         std::fs::remove_file(&device).unwrap();
@@ -238,16 +178,9 @@ fn what_is_no_serial_line_is_refused_at_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let refused =
-        with_daemon(&script("a"), Some(&file), |_| panic!("it must not start")).unwrap_err();
-    assert!(
-        refused.to_string().contains("is not a serial line"),
-        "{refused}"
-    );
+    let refused = with_daemon(&script("a"), Some(&file), |_| panic!("it must not start")).unwrap_err();
+    assert!(refused.to_string().contains("is not a serial line"), "{refused}");
     // One that is absent may come later.
     let absent = dir.path().join("absent");
-    with_daemon(&script("a"), Some(&absent), |daemon| {
-        assert_eq!(daemon.health("status"), "ok")
-    })
-    .unwrap();
+    with_daemon(&script("a"), Some(&absent), |daemon| assert_eq!(daemon.health("status"), "ok")).unwrap();
 }

@@ -46,9 +46,7 @@ pub fn ask_over(socket: &Path, args: &AskArgs) -> Result<(), ClientError> {
         Some(question) => question.clone(),
         None => {
             let mut text = String::new();
-            io::stdin()
-                .read_to_string(&mut text)
-                .map_err(ClientError::Input)?;
+            io::stdin().read_to_string(&mut text).map_err(ClientError::Input)?;
             text
         }
     };
@@ -73,28 +71,13 @@ pub fn ask_to(
     }
     let mut messages: Vec<Message> = args.system.iter().map(Message::system).collect();
     messages.push(Message::user(text));
-    let question = Question {
-        messages,
-        max_tokens: args.max_tokens,
-        temperature: args.temperature,
-        seed: args.seed,
-    };
+    let question = Question { messages, max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let never = AtomicBool::new(false);
     if args.json {
         let whole = ask_whole(socket, &question, &never)?;
         return writeln!(out, "{whole}").map_err(ClientError::Output);
     }
-    let mut write = |text: &str| {
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .map_err(ClientError::Output)
-    };
-    ask_streaming(socket, &question, &never, |text| {
-        if terminal {
-            write(&terminal_safe(text))
-        } else {
-            write(text)
-        }
-    })?;
+    let mut write = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(ClientError::Output);
+    ask_streaming(socket, &question, &never, |text| if terminal { write(&terminal_safe(text)) } else { write(text) })?;
     write("\n")
 }

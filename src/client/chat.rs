@@ -48,8 +48,7 @@ pub fn chat_over(socket: &Path, args: &ChatArgs) -> Result<(), ClientError> {
         return chat_lines(socket, args, io::stdin().lock(), &mut out);
     }
     let cancel = Arc::new(AtomicBool::new(false));
-    let handler =
-        signal_hook::flag::register(SIGINT, Arc::clone(&cancel)).map_err(ClientError::Input)?;
+    let handler = signal_hook::flag::register(SIGINT, Arc::clone(&cancel)).map_err(ClientError::Input)?;
     let result = in_terminal(&mut Talk::new(socket, args, &cancel), &mut out);
     signal_hook::low_level::unregister(handler);
     result
@@ -59,12 +58,7 @@ pub fn chat_over(socket: &Path, args: &ChatArgs) -> Result<(), ClientError> {
 ///
 /// # Errors
 /// See [`ClientError`].
-pub fn chat_lines(
-    socket: &Path,
-    args: &ChatArgs,
-    input: impl BufRead,
-    out: &mut dyn Write,
-) -> Result<(), ClientError> {
+pub fn chat_lines(socket: &Path, args: &ChatArgs, input: impl BufRead, out: &mut dyn Write) -> Result<(), ClientError> {
     let never = AtomicBool::new(false);
     let mut talk = Talk::new(socket, args, &never);
     for line in input.lines() {
@@ -78,10 +72,7 @@ pub fn chat_lines(
 fn in_terminal(talk: &mut Talk<'_>, out: &mut dyn Write) -> Result<(), ClientError> {
     let config = Config::builder().auto_add_history(true).build();
     let mut editor = Editor::<(), MemHistory>::with_history(config, MemHistory::new())?;
-    say(
-        out,
-        "^C cancels an answer, /reset forgets the conversation, /quit or ^D ends.\n",
-    )?;
+    say(out, "^C cancels an answer, /reset forgets the conversation, /quit or ^D ends.\n")?;
     loop {
         match editor.readline("> ") {
             Ok(line) => {
@@ -112,12 +103,7 @@ struct Talk<'a> {
 
 impl<'a> Talk<'a> {
     fn new(socket: &'a Path, args: &'a ChatArgs, cancel: &'a AtomicBool) -> Self {
-        Self {
-            socket,
-            args,
-            cancel,
-            messages: args.system.iter().map(Message::system).collect(),
-        }
+        Self { socket, args, cancel, messages: args.system.iter().map(Message::system).collect() }
     }
 
     /// What one typed line does.
@@ -155,9 +141,7 @@ impl<'a> Talk<'a> {
                 return say(out, &format!("error ({status}): {message}\n"));
             }
             // ^C before the answer began.
-            Err(ClientError::Connection(_)) if self.cancel.load(Ordering::Relaxed) => {
-                Ended::Cancelled
-            }
+            Err(ClientError::Connection(_)) if self.cancel.load(Ordering::Relaxed) => Ended::Cancelled,
             other => other?,
         };
         if answer.is_empty() {
@@ -177,7 +161,5 @@ impl<'a> Talk<'a> {
 }
 
 fn say(out: &mut dyn Write, text: &str) -> Result<(), ClientError> {
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(ClientError::Output)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(ClientError::Output)
 }

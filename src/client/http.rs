@@ -41,10 +41,7 @@ impl Question {
         }
         if let Some(temperature) = self.temperature {
             // By its shortest decimal form, so that 0.7 stays 0.7.
-            body["temperature"] = temperature
-                .to_string()
-                .parse::<f64>()
-                .map_or(Value::Null, Value::from);
+            body["temperature"] = temperature.to_string().parse::<f64>().map_or(Value::Null, Value::from);
         }
         if let Some(seed) = self.seed {
             body["seed"] = seed.into();
@@ -95,13 +92,10 @@ pub fn ask_streaming(
             if data == b"[DONE]" {
                 return Ok(ended);
             }
-            let chunk: Value = serde_json::from_slice(data)
-                .map_err(|e| protocol(format!("an event is not JSON: {e}")))?;
+            let chunk: Value =
+                serde_json::from_slice(data).map_err(|e| protocol(format!("an event is not JSON: {e}")))?;
             if let Some(message) = chunk["error"]["message"].as_str() {
-                return Err(ClientError::Refused {
-                    status: 500,
-                    message: message.to_owned(),
-                });
+                return Err(ClientError::Refused { status: 500, message: message.to_owned() });
             }
             let choice = &chunk["choices"][0];
             if let Some(text) = choice["delta"]["content"].as_str() {
@@ -121,11 +115,7 @@ pub fn ask_streaming(
 ///
 /// # Errors
 /// No daemon, a refusal, a broken connection.
-pub fn ask_whole(
-    socket: &Path,
-    question: &Question,
-    cancel: &AtomicBool,
-) -> Result<Value, ClientError> {
+pub fn ask_whole(socket: &Path, question: &Question, cancel: &AtomicBool) -> Result<Value, ClientError> {
     let mut response = Response::open(socket, &question.body(false), cancel)?;
     if response.status != 200 {
         return Err(response.refusal());
@@ -162,17 +152,10 @@ enum Body {
 impl<'c> Response<'c> {
     fn open(socket: &Path, body: &str, cancel: &'c AtomicBool) -> Result<Self, ClientError> {
         let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Denied {
-                path: socket.to_owned(),
-            },
-            _ => ClientError::NoDaemon {
-                path: socket.to_owned(),
-                source,
-            },
+            io::ErrorKind::PermissionDenied => ClientError::Denied { path: socket.to_owned() },
+            _ => ClientError::NoDaemon { path: socket.to_owned(), source },
         })?;
-        stream
-            .set_read_timeout(Some(LOOK_INTERVAL))
-            .map_err(ClientError::Connection)?;
+        stream.set_read_timeout(Some(LOOK_INTERVAL)).map_err(ClientError::Connection)?;
         let request = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
@@ -180,18 +163,10 @@ impl<'c> Response<'c> {
         );
         // A daemon that refuses early has answered before it closed: read that before giving up.
         let sent = stream.write_all(request.as_bytes());
-        let mut response = Self {
-            stream,
-            cancel,
-            input: Vec::new(),
-            status: 0,
-            body: Body::UntilClose,
-        };
+        let mut response = Self { stream, cancel, input: Vec::new(), status: 0, body: Body::UntilClose };
         match (response.read_head(), sent) {
             (Ok(()), _) => Ok(response),
-            (Err(Stopped::Failed(ClientError::Connection(_))), Err(e)) => {
-                Err(ClientError::Connection(e))
-            }
+            (Err(Stopped::Failed(ClientError::Connection(_))), Err(e)) => Err(ClientError::Connection(e)),
             (Err(Stopped::Failed(e)), _) => Err(e),
             (Err(Stopped::Cancelled), _) => Err(ClientError::Connection(io::Error::new(
                 io::ErrorKind::Interrupted,
@@ -204,24 +179,17 @@ impl<'c> Response<'c> {
         loop {
             let mut fields = [httparse::EMPTY_HEADER; 32];
             let mut head = httparse::Response::new(&mut fields);
-            let parsed = head
-                .parse(&self.input)
-                .map_err(|e| failed(format!("no HTTP response: {e}")))?;
+            let parsed = head.parse(&self.input).map_err(|e| failed(format!("no HTTP response: {e}")))?;
             if let (httparse::Status::Complete(used), Some(status)) = (parsed, head.code) {
                 let field = |name: &str| {
-                    let field = head
-                        .headers
-                        .iter()
-                        .find(|f| f.name.eq_ignore_ascii_case(name))?;
+                    let field = head.headers.iter().find(|f| f.name.eq_ignore_ascii_case(name))?;
                     std::str::from_utf8(field.value).ok()
                 };
                 self.body = match (field("transfer-encoding"), field("content-length")) {
                     (Some(_), _) => Body::ChunkSize,
                     (None, Some(length)) => {
                         let length = length.parse().ok().filter(|&n| n <= MAX_BODY_BYTES);
-                        Body::Sized(
-                            length.ok_or_else(|| failed("an impossible length".to_owned()))?,
-                        )
+                        Body::Sized(length.ok_or_else(|| failed("an impossible length".to_owned()))?)
                     }
                     (None, None) => Body::UntilClose,
                 };
@@ -273,11 +241,7 @@ impl<'c> Response<'c> {
                     // The last two bytes of a chunk are its line end.
                     let text = take.min(left.saturating_sub(2));
                     out.extend(self.input.drain(..take).take(text));
-                    self.body = if take == left {
-                        Body::ChunkSize
-                    } else {
-                        Body::Chunk(left - take)
-                    };
+                    self.body = if take == left { Body::ChunkSize } else { Body::Chunk(left - take) };
                     if text > 0 {
                         return Ok(true);
                     }
@@ -308,16 +272,10 @@ impl<'c> Response<'c> {
 
     fn refusal(&mut self) -> ClientError {
         let message = match self.json() {
-            Ok(body) => body["error"]["message"]
-                .as_str()
-                .unwrap_or("no reason given")
-                .to_owned(),
+            Ok(body) => body["error"]["message"].as_str().unwrap_or("no reason given").to_owned(),
             Err(e) => e.to_string(),
         };
-        ClientError::Refused {
-            status: self.status,
-            message,
-        }
+        ClientError::Refused { status: self.status, message }
     }
 
     /// Waits for more input. False: there is none to come.
@@ -332,11 +290,7 @@ impl<'c> Response<'c> {
                     self.input.extend_from_slice(buffer.get(..n).unwrap_or(&[]));
                     return Ok(n > 0);
                 }
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(e) => return Err(Stopped::Failed(ClientError::Connection(e))),
             }
         }

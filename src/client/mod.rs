@@ -15,9 +15,7 @@ pub use self::chat::{ChatArgs, chat_lines, chat_over};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens there.
-    #[error(
-        "no daemon answers on {path} ({source}); start one with: hearth serve --model FILE --socket {path}"
-    )]
+    #[error("no daemon answers on {path} ({source}); start one with: hearth serve --model FILE --socket {path}")]
     NoDaemon {
         /// The socket.
         path: PathBuf,
@@ -64,11 +62,7 @@ pub enum ClientError {
 /// Where a client looks for the daemon, and a daemon serves, if nobody says otherwise: `$HEARTH_SOCKET`, else
 /// `$XDG_RUNTIME_DIR/hearth.sock`, else `/run/hearth/hearth.sock`.
 pub fn default_socket() -> PathBuf {
-    let variable = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     variable("HEARTH_SOCKET")
         .or_else(|| variable("XDG_RUNTIME_DIR").map(|dir| dir.join("hearth.sock")))
         .unwrap_or_else(|| PathBuf::from("/run/hearth/hearth.sock"))
@@ -93,9 +87,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), ClientError> {
 /// An answer as a terminal may see it: control characters but line feeds and tabs go, so that no model can send it an
 /// escape sequence.
 fn terminal_safe(text: &str) -> String {
-    text.chars()
-        .filter(|&c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect()
+    text.chars().filter(|&c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 fn socket_of(given: Option<&Path>) -> PathBuf {

@@ -17,7 +17,7 @@ pub struct Defaults {
     pub sampling: SamplingParams,
     /// Length of an answer in tokens; `None`: up to the context's end.
     pub max_tokens: Option<usize>,
-    /// The date that chat templates print.
+    /// The date for chat templates that print one, `2026-11-23`, maybe with a time.
     pub date: Option<String>,
 }
 
@@ -36,11 +36,7 @@ pub(super) fn admit(
     let (prompt, field) = match &request.prompt {
         Prompt::Chat(messages) => {
             let date = request.date.as_deref().or(defaults.date.as_deref());
-            (
-                text.encode_chat(messages, date)
-                    .map_err(refused("messages"))?,
-                "messages",
-            )
+            (text.encode_chat(messages, date).map_err(refused("messages"))?, "messages")
         }
         Prompt::Text(prompt) => (text.encode(prompt).map_err(refused("prompt"))?, "prompt"),
         Prompt::Tokens(ids) => (known_ids(ids, text.vocabulary_len())?, "prompt"),
@@ -49,21 +45,13 @@ pub(super) fn admit(
         return Err(Reject::field(field, "the prompt has no tokens"));
     }
     if prompt.len() >= context_tokens {
-        return Err(Reject::context_exceeded(
-            prompt.len(),
-            context_tokens,
-            field,
-        ));
+        return Err(Reject::context_exceeded(prompt.len(), context_tokens, field));
     }
     let room = context_tokens - prompt.len();
     Ok(Box::new(Job {
         id,
         sampling: sampling(&request.sampling, &defaults.sampling),
-        max_tokens: request
-            .max_tokens
-            .or(defaults.max_tokens)
-            .unwrap_or(room)
-            .clamp(1, room),
+        max_tokens: request.max_tokens.or(defaults.max_tokens).unwrap_or(room).clamp(1, room),
         ignore_eos: request.ignore_eos,
         logits_hash: request.logits_hash,
         cancel: Arc::new(AtomicBool::new(false)),
@@ -78,10 +66,7 @@ fn known_ids(ids: &[u32], vocabulary_len: usize) -> Result<Vec<TokenId>, Reject>
             if token.index() < vocabulary_len {
                 Ok(token)
             } else {
-                Err(Reject::field(
-                    "prompt",
-                    format!("token id {id} is not in the vocabulary of {vocabulary_len}"),
-                ))
+                Err(Reject::field("prompt", format!("token id {id} is not in the vocabulary of {vocabulary_len}")))
             }
         })
         .collect()
@@ -93,12 +78,8 @@ fn sampling(asked: &SamplingFields, defaults: &SamplingParams) -> SamplingParams
         top_k: asked.top_k.unwrap_or(defaults.top_k),
         top_p: asked.top_p.unwrap_or(defaults.top_p),
         min_p: asked.min_p.unwrap_or(defaults.min_p),
-        repetition_penalty: asked
-            .repetition_penalty
-            .unwrap_or(defaults.repetition_penalty),
-        frequency_penalty: asked
-            .frequency_penalty
-            .unwrap_or(defaults.frequency_penalty),
+        repetition_penalty: asked.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        frequency_penalty: asked.frequency_penalty.unwrap_or(defaults.frequency_penalty),
         presence_penalty: asked.presence_penalty.unwrap_or(defaults.presence_penalty),
         seed: asked.seed.unwrap_or(defaults.seed),
     }

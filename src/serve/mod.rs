@@ -8,6 +8,7 @@
 mod admit;
 pub mod conn;
 pub mod listener;
+pub mod model_text;
 mod server;
 pub mod text;
 pub mod tty;

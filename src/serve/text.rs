@@ -11,8 +11,7 @@ pub trait TextModel {
     ///
     /// # Errors
     /// The template refused the conversation (for instance roles that do not alternate), in words for the client.
-    fn encode_chat(&self, messages: &[Message], date: Option<&str>)
-    -> Result<Vec<TokenId>, String>;
+    fn encode_chat(&self, messages: &[Message], date: Option<&str>) -> Result<Vec<TokenId>, String>;
 
     /// Encodes a text to be continued, with the tokens that the model wants in front.
     ///
@@ -24,7 +23,10 @@ pub trait TextModel {
     fn vocabulary_len(&self) -> usize;
 
     /// A fresh answer that ends before the first of `stop`.
-    fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_>;
+    ///
+    /// # Errors
+    /// The stop strings are refused, in words for the client.
+    fn answer(&self, stop: &[String]) -> Result<Box<dyn AnswerText + '_>, String>;
 }
 
 /// One answer's tokens becoming text.

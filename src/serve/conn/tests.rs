@@ -4,11 +4,7 @@ use super::*;
 use crate::wire::openai::Style;
 use crate::wire::{Finish, GenerateRequest, Prompt, Usage};
 
-const REPLY: Reply = Reply {
-    keep_alive: true,
-    chunked: true,
-    head_only: false,
-};
+const REPLY: Reply = Reply { keep_alive: true, chunked: true, head_only: false };
 
 fn pair(now: Instant) -> (Conn, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -36,11 +32,8 @@ fn emitter() -> Emitter {
 fn only_the_drawn_transitions_are_legal() {
     use State::{Closed, Draining, Queued, Reading, Streaming};
     let all = [Reading, Queued, Streaming, Draining, Closed];
-    let legal: Vec<(State, State)> = all
-        .iter()
-        .flat_map(|&a| all.map(|b| (a, b)))
-        .filter(|&(a, b)| b != Closed && a.may_become(b))
-        .collect();
+    let legal: Vec<(State, State)> =
+        all.iter().flat_map(|&a| all.map(|b| (a, b))).filter(|&(a, b)| b != Closed && a.may_become(b)).collect();
     assert_eq!(
         legal,
         [
@@ -67,11 +60,7 @@ fn a_slow_request_is_timed_from_its_first_byte() {
         assert!(conn.next_request(now).is_none());
     }
     let due = begin + Duration::from_secs(5) + REQUEST_TIMEOUT;
-    assert_eq!(
-        conn.deadline(),
-        Some(due),
-        "a byte now and then buys no time"
-    );
+    assert_eq!(conn.deadline(), Some(due), "a byte now and then buys no time");
     conn.expire(due);
     assert!(received(&mut peer).starts_with("HTTP/1.1 408 "));
     // It lingers until the peer has read that, but not for ever.
@@ -117,8 +106,7 @@ fn a_reader_that_stops_is_given_up() {
 fn an_answer_goes_through_every_state() {
     let now = Instant::now();
     let (mut conn, mut peer) = pair(now);
-    peer.write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n")
-        .unwrap();
+    peer.write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n").unwrap();
     conn.read(now);
     assert_eq!(conn.next_request(now).unwrap().path, "/a");
     conn.queued(7, emitter());
@@ -127,23 +115,11 @@ fn an_answer_goes_through_every_state() {
     assert!(!conn.interest().read, "and so does the kernel");
     assert!(conn.delta("hi", now));
     assert_eq!(conn.state(), State::Streaming);
-    let outcome = Outcome {
-        finish: Finish::Stop,
-        usage: Usage::default(),
-        logits_hash: None,
-    };
+    let outcome = Outcome { finish: Finish::Stop, usage: Usage::default(), logits_hash: None };
     conn.finish(Ok(&outcome), now);
     assert_eq!((conn.state(), conn.request()), (State::Reading, None));
     assert_eq!(conn.next_request(now).unwrap().path, "/b");
-    conn.answer(
-        Reply {
-            keep_alive: false,
-            ..REPLY
-        },
-        200,
-        "{}",
-        now,
-    );
+    conn.answer(Reply { keep_alive: false, ..REPLY }, 200, "{}", now);
     assert_eq!(conn.state(), State::Draining);
     assert!(received(&mut peer).ends_with("{}"));
     drop(peer);

@@ -4,8 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PLAIN: &[u8] =
-    b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello";
+const PLAIN: &[u8] = b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello";
 const CHUNKED: &[u8] =
     b"POST /p HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;ext=\"x\"\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: x\r\n\r\n";
 
@@ -32,19 +31,9 @@ fn with_header(header: &str) -> Vec<u8> {
 #[test]
 fn a_request_is_read_whole() {
     let request = all(&[PLAIN]).unwrap().remove(0);
-    assert_eq!(
-        (request.method.as_str(), request.path.as_str()),
-        ("POST", "/v1/chat/completions")
-    );
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/v1/chat/completions"));
     assert_eq!(request.body, b"hello");
-    assert_eq!(
-        request.reply,
-        Reply {
-            keep_alive: true,
-            chunked: true,
-            head_only: false
-        }
-    );
+    assert_eq!(request.reply, Reply { keep_alive: true, chunked: true, head_only: false });
     assert_eq!(all(&[CHUNKED]).unwrap()[0].body, b"hello");
 }
 
@@ -54,11 +43,7 @@ fn a_split_at_every_byte_changes_nothing() {
         let whole = all(&[bytes]).unwrap();
         assert_eq!(whole.len(), 1);
         for at in 0..=bytes.len() {
-            assert_eq!(
-                all(&[&bytes[..at], &bytes[at..]]).unwrap(),
-                whole,
-                "split at {at}"
-            );
+            assert_eq!(all(&[&bytes[..at], &bytes[at..]]).unwrap(), whole, "split at {at}");
         }
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(all(&single).unwrap(), whole);
@@ -74,14 +59,7 @@ fn requests_behind_each_other_come_in_order() {
     let requests = all(&[&bytes]).unwrap();
     let paths: Vec<&str> = requests.iter().map(|r| r.path.as_str()).collect();
     assert_eq!(paths, ["/v1/chat/completions", "/p", "/health"]);
-    assert_eq!(
-        requests[2].reply,
-        Reply {
-            keep_alive: false,
-            chunked: false,
-            head_only: false
-        }
-    );
+    assert_eq!(requests[2].reply, Reply { keep_alive: false, chunked: false, head_only: false });
 }
 
 #[test]
@@ -105,34 +83,15 @@ fn an_end_that_two_readers_could_see_differently_is_refused() {
     for header in smuggled {
         assert_eq!(status_of(&with_header(header)), 400, "{header}");
     }
-    for header in [
-        "Transfer-Encoding: gzip",
-        "Transfer-Encoding: chunked, identity",
-        "Transfer-Encoding: xchunked",
-    ] {
+    for header in ["Transfer-Encoding: gzip", "Transfer-Encoding: chunked, identity", "Transfer-Encoding: xchunked"] {
         assert_eq!(status_of(&with_header(header)), 501, "{header}");
     }
-    assert_eq!(
-        status_of(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
-        400
-    );
-    for chunks in [
-        "x\r\n",
-        "\r\n",
-        "-1\r\n",
-        "+1\r\na\r\n",
-        "2\nab\r\n",
-        "1\r\nabc\r\n",
-        "fffffffff\r\n",
-        " 1\r\n",
-        "1\rx",
-    ] {
-        let bytes = [
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            chunks.as_bytes(),
-            b"0\r\n\r\n",
-        ]
-        .concat();
+    assert_eq!(status_of(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
+    for chunks in
+        ["x\r\n", "\r\n", "-1\r\n", "+1\r\na\r\n", "2\nab\r\n", "1\r\nabc\r\n", "fffffffff\r\n", " 1\r\n", "1\rx"]
+    {
+        let bytes =
+            [b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", chunks.as_bytes(), b"0\r\n\r\n"].concat();
         assert_eq!(status_of(&bytes), 400, "{chunks:?}");
     }
 }
@@ -145,38 +104,21 @@ fn every_limit_has_its_status() {
     assert_eq!(status_of(&endless), 431);
     let many = vec!["X: y"; MAX_HEADERS + 1].join("\r\n");
     assert_eq!(status_of(&with_header(&many)), 431);
-    assert_eq!(
-        status_of(&with_header(&format!(
-            "Content-Length: {}",
-            MAX_BODY_BYTES + 1
-        ))),
-        413
-    );
-    assert_eq!(
-        status_of(&with_header("Content-Length: 99999999999999999999999")),
-        413
-    );
+    assert_eq!(status_of(&with_header(&format!("Content-Length: {}", MAX_BODY_BYTES + 1))), 413);
+    assert_eq!(status_of(&with_header("Content-Length: 99999999999999999999999")), 413);
     let chunk = format!("Transfer-Encoding: chunked\r\n\r\n{:x}", MAX_BODY_BYTES + 1);
     assert_eq!(status_of(&with_header(&chunk)), 413);
-    let slow =
-        "Transfer-Encoding: chunked\r\n\r\n1;".to_owned() + &"x".repeat(MAX_CHUNK_LINE_BYTES);
+    let slow = "Transfer-Encoding: chunked\r\n\r\n1;".to_owned() + &"x".repeat(MAX_CHUNK_LINE_BYTES);
     assert_eq!(status_of(&with_header(&slow)), 400);
-    let trailers = "Transfer-Encoding: chunked\r\n\r\n0\r\n".to_owned()
-        + &"A: b\r\n".repeat(MAX_CHUNK_LINE_BYTES);
+    let trailers = "Transfer-Encoding: chunked\r\n\r\n0\r\n".to_owned() + &"A: b\r\n".repeat(MAX_CHUNK_LINE_BYTES);
     assert_eq!(status_of(&with_header(&trailers)), 400);
     assert_eq!(status_of(&with_header("Expect: coffee")), 417);
     assert_eq!(status_of(&with_header("Content-Encoding: gzip")), 415);
     assert_eq!(status_of(b"not http at all\r\n\r\n"), 400);
     assert_eq!(status_of(b"\x16\x03\x01\x02\x00\x01\n"), 400);
 
-    let fits = format!(
-        "Content-Length: {MAX_BODY_BYTES}\r\n\r\n{}",
-        "b".repeat(MAX_BODY_BYTES - 4)
-    );
-    assert_eq!(
-        all(&[&with_header(&fits)]).unwrap()[0].body.len(),
-        MAX_BODY_BYTES
-    );
+    let fits = format!("Content-Length: {MAX_BODY_BYTES}\r\n\r\n{}", "b".repeat(MAX_BODY_BYTES - 4));
+    assert_eq!(all(&[&with_header(&fits)]).unwrap()[0].body.len(), MAX_BODY_BYTES);
 }
 
 #[test]
@@ -214,11 +156,7 @@ fn connection_tokens_decide_whether_it_stays_open() {
 
 #[test]
 fn responses_are_these_bytes() {
-    let reply = Reply {
-        keep_alive: true,
-        chunked: true,
-        head_only: false,
-    };
+    let reply = Reply { keep_alive: true, chunked: true, head_only: false };
     let mut out = Vec::new();
     write_json(&mut out, reply, 200, "{}");
     assert_eq!(
@@ -226,27 +164,13 @@ fn responses_are_these_bytes() {
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n{}"
     );
     out.clear();
-    write_json(
-        &mut out,
-        Reply {
-            head_only: true,
-            ..reply
-        },
-        200,
-        "{}",
-    );
+    write_json(&mut out, Reply { head_only: true, ..reply }, 200, "{}");
     assert!(out.ends_with(b"Content-Length: 2\r\n\r\n"));
     out.clear();
     write_reject(&mut out, Reply::LAST, &Reject::busy());
     let text = String::from_utf8(out.clone()).unwrap();
-    assert!(
-        text.starts_with("HTTP/1.1 429 Too Many Requests\r\n"),
-        "{text}"
-    );
-    assert!(
-        text.contains("Connection: close\r\n") && text.contains("Retry-After: 1\r\n"),
-        "{text}"
-    );
+    assert!(text.starts_with("HTTP/1.1 429 Too Many Requests\r\n"), "{text}");
+    assert!(text.contains("Connection: close\r\n") && text.contains("Retry-After: 1\r\n"), "{text}");
     out.clear();
     begin_events(&mut out, reply);
     write_event(&mut out, reply, "[DONE]");

@@ -14,11 +14,7 @@ struct Session {
 
 impl Session {
     fn new() -> Self {
-        Self {
-            line: LineProtocol::new("m"),
-            out: Vec::new(),
-            asked: Vec::new(),
-        }
+        Self { line: LineProtocol::new("m"), out: Vec::new(), asked: Vec::new() }
     }
 
     /// Types `bytes`; what came back.
@@ -79,14 +75,7 @@ fn last_text(request: &GenerateRequest) -> &str {
 }
 
 fn outcome(finish: Finish) -> Outcome {
-    Outcome {
-        finish,
-        usage: Usage {
-            prompt_tokens: 1,
-            completion_tokens: 2,
-        },
-        logits_hash: None,
-    }
+    Outcome { finish, usage: Usage { prompt_tokens: 1, completion_tokens: 2 }, logits_hash: None }
 }
 
 #[test]
@@ -97,11 +86,7 @@ fn a_person_types_and_reads() {
     assert_eq!(s.say("hi\r"), "hi\r\nHI\r\n> ");
     assert_eq!(s.say("you?\r\n"), "you?\r\nYOU?\r\n> ");
     assert_eq!(s.say("\n"), "\r\n> ");
-    let talk = [
-        Message::user("hi"),
-        Message::assistant("HI"),
-        Message::user("you?"),
-    ];
+    let talk = [Message::user("hi"), Message::assistant("HI"), Message::user("you?")];
     assert_eq!(s.last(), talk);
     assert!(s.say("/reset\r").contains("forgotten"));
     s.say("ok\r");
@@ -158,17 +143,11 @@ fn history() {
     };
     assert_eq!(recalled(&mut s, "\x1b[A\x1b[A\x1b[A"), "one");
     assert_eq!(recalled(&mut s, "\x1b[A!"), "one!");
-    assert_eq!(
-        recalled(&mut s, "draft\x1b[A\x1b[A\x1b[B\x1b[B\x1b[B"),
-        "draft"
-    );
+    assert_eq!(recalled(&mut s, "draft\x1b[A\x1b[A\x1b[B\x1b[B\x1b[B"), "draft");
     for i in 0..100 {
         s.say(format!("line {i}\r"));
     }
-    assert_eq!(
-        recalled(&mut s, &"\x1b[A".repeat(200)),
-        format!("line {}", 100 - edit::MAX_HISTORY_LINES)
-    );
+    assert_eq!(recalled(&mut s, &"\x1b[A".repeat(200)), format!("line {}", 100 - edit::MAX_HISTORY_LINES));
 }
 
 #[test]
@@ -182,14 +161,7 @@ fn commands_set_what_requests_carry() {
     s.say("/system be brief\r");
     s.say("hi\r");
     let asked = s.asked.last().unwrap();
-    assert_eq!(
-        (
-            asked.sampling.temperature,
-            asked.sampling.seed,
-            asked.max_tokens
-        ),
-        (Some(0.7), Some(5), Some(9))
-    );
+    assert_eq!((asked.sampling.temperature, asked.sampling.seed, asked.max_tokens), (Some(0.7), Some(5), Some(9)));
     assert_eq!(s.last(), [Message::system("be brief"), Message::user("hi")]);
     for (wrong, right) in [
         ("/temp 3\r", "from 0 to 2"),
@@ -217,16 +189,10 @@ fn a_program_sends_and_reads_json_lines() {
     let said = s.say("{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":false}\r\n{\"prompt\":[7]}\n");
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), 3);
-    assert!(
-        lines[0].starts_with("{\"done\":true,\"text\":\"HI\","),
-        "{said}"
-    );
+    assert!(lines[0].starts_with("{\"done\":true,\"text\":\"HI\","), "{said}");
     assert_eq!(lines[1], "{\"delta\":\"TOKENS\"}");
     let said = s.say("{\"prompt\":}\n");
-    assert!(
-        said.starts_with("{\"error\":{\"message\":\"the request is not JSON: line 1, column 11\""),
-        "{said}"
-    );
+    assert!(said.starts_with("{\"error\":{\"message\":\"the request is not JSON: line 1, column 11\""), "{said}");
     assert!(s.say("{}\n").contains("`messages` or `prompt` is required"));
     // Somebody sits down: a prompt again, and what programs said is not part of the talk.
     assert_eq!(s.say("\r"), "\r\n> ");
@@ -240,10 +206,7 @@ fn the_hash_and_the_reason_are_reported() {
     s.push(b"{\"prompt\":\"x\",\"logits_hash\":true}\n");
     assert!(matches!(s.line.next_event(&mut s.out), Some(LineEvent::Ask(r)) if r.logits_hash));
     s.take();
-    let end = Outcome {
-        logits_hash: Some(0xABCD),
-        ..outcome(Finish::Length)
-    };
+    let end = Outcome { logits_hash: Some(0xABCD), ..outcome(Finish::Length) };
     s.line.finish(&end, &mut s.out);
     let last: serde_json::Value = serde_json::from_str(&s.take()).unwrap();
     assert_eq!(last["logits_hash"], "000000000000abcd");
@@ -254,10 +217,7 @@ fn the_hash_and_the_reason_are_reported() {
 fn interrupting_an_answer() {
     let mut s = Session::new();
     s.push(b"hi\rnext\r");
-    assert!(matches!(
-        s.line.next_event(&mut s.out),
-        Some(LineEvent::Ask(_))
-    ));
+    assert!(matches!(s.line.next_event(&mut s.out), Some(LineEvent::Ask(_))));
     assert_eq!(s.line.next_event(&mut s.out), None, "the next line waits");
     s.line.delta("par", &mut s.out);
     s.push(b"\x03");
@@ -268,11 +228,7 @@ fn interrupting_an_answer() {
     assert_eq!(s.line.next_event(&mut s.out), None, "^C drops what waited");
     assert_eq!(s.say("half a line\x03"), "half a line^C\r\n> ");
     s.say("ok\r");
-    let talk = [
-        Message::user("hi"),
-        Message::assistant("par"),
-        Message::user("ok"),
-    ];
+    let talk = [Message::user("hi"), Message::assistant("par"), Message::user("ok")];
     assert_eq!(s.last(), talk);
 }
 
@@ -281,13 +237,9 @@ fn a_refusal_takes_the_question_back() {
     let mut s = Session::new();
     s.push(b"long\r");
     s.line.next_event(&mut s.out);
-    s.line
-        .reject(&Reject::context_exceeded(10, 5, "messages"), &mut s.out);
+    s.line.reject(&Reject::context_exceeded(10, 5, "messages"), &mut s.out);
     let said = s.take();
-    assert!(
-        said.contains("error: the prompt has 10 tokens") && said.contains("/reset"),
-        "{said}"
-    );
+    assert!(said.contains("error: the prompt has 10 tokens") && said.contains("/reset"), "{said}");
     s.push(b"again\r");
     s.line.next_event(&mut s.out);
     s.line.reject(&Reject::busy(), &mut s.out);
@@ -302,8 +254,7 @@ fn no_answer_sends_a_terminal_control_characters() {
     s.push(b"x\r");
     s.line.next_event(&mut s.out);
     s.take();
-    s.line
-        .delta("a\x1b[2J\x07\u{9b}b\nc\td\r\u{7f}", &mut s.out);
+    s.line.delta("a\x1b[2J\x07\u{9b}b\nc\td\r\u{7f}", &mut s.out);
     assert_eq!(s.take(), "a[2Jb\r\nc\td");
 }
 
@@ -341,16 +292,10 @@ fn noise_gets_one_error_line_and_the_next_line_is_served() {
         let said = s.say([bytes, b"\n"].concat());
         let errors = said.matches("\"error\"").count() + said.matches("error: ").count();
         assert_eq!(errors, 1, "{bytes:?} {said:?}");
-        assert!(
-            s.say("{\"prompt\":\"b\"}\n")
-                .contains("{\"delta\":\"B\"}\n{\"done\":true")
-        );
+        assert!(s.say("{\"prompt\":\"b\"}\n").contains("{\"delta\":\"B\"}\n{\"done\":true"));
     }
     let mut s = Session::new();
-    let said = s.say(format!(
-        "{{\"prompt\":\"{}\"}}\n",
-        "x".repeat(MAX_JSON_LINE_BYTES)
-    ));
+    let said = s.say(format!("{{\"prompt\":\"{}\"}}\n", "x".repeat(MAX_JSON_LINE_BYTES)));
     assert_eq!(said.matches("\"line_too_long\"").count(), 1);
     let said = s.say(b"{\"prompt\":\"\xff\"}\n{\"prompt\":\"b\"}\n");
     assert_eq!(said.matches("\"error\"").count(), 1, "{said}");
@@ -361,10 +306,7 @@ fn noise_gets_one_error_line_and_the_next_line_is_served() {
 fn a_burst_during_an_answer_is_bounded() {
     let mut s = Session::new();
     s.push(b"{\"prompt\":\"a\"}\n");
-    assert!(matches!(
-        s.line.next_event(&mut s.out),
-        Some(LineEvent::Ask(_))
-    ));
+    assert!(matches!(s.line.next_event(&mut s.out), Some(LineEvent::Ask(_))));
     let line = b"{\"prompt\":\"b\"}\n";
     for _ in 0..100_000 {
         s.push(line);
@@ -420,22 +362,13 @@ fn ten_thousand_mutations_leave_the_line_usable() {
             }
         }
         let said = s.say(&bytes);
-        let lines = bytes
-            .iter()
-            .filter(|b| matches!(b, b'\r' | b'\n' | 3))
-            .count();
+        let lines = bytes.iter().filter(|b| matches!(b, b'\r' | b'\n' | 3)).count();
         let errors = said.matches("error: ").count() + said.matches("{\"error\"").count();
-        assert!(
-            errors <= lines,
-            "round {round}: {errors} errors for {lines} lines: {bytes:?}"
-        );
+        assert!(errors <= lines, "round {round}: {errors} errors for {lines} lines: {bytes:?}");
         // A line's end, and whatever came before, the line is served again.
         s.say("\r");
         let alive = s.say("{\"prompt\":\"alive\"}\n");
-        assert!(
-            alive.contains("{\"delta\":\"ALIVE\"}\n{\"done\":true"),
-            "round {round}: {bytes:?}: {alive:?}"
-        );
+        assert!(alive.contains("{\"delta\":\"ALIVE\"}\n{\"done\":true"), "round {round}: {bytes:?}: {alive:?}");
     }
 }
 

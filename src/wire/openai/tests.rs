@@ -3,19 +3,10 @@
 use super::*;
 use crate::wire::{Finish, Message, Prompt, Usage};
 
-const STREAM: Reply = Reply {
-    keep_alive: true,
-    chunked: true,
-    head_only: false,
-};
+const STREAM: Reply = Reply { keep_alive: true, chunked: true, head_only: false };
 
 fn request(method: &str, path: &str, body: &str) -> Request {
-    Request {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        body: body.as_bytes().to_vec(),
-        reply: STREAM,
-    }
+    Request { method: method.to_owned(), path: path.to_owned(), body: body.as_bytes().to_vec(), reply: STREAM }
 }
 
 fn chat(body: &str) -> Result<GenerateRequest, Reject> {
@@ -34,19 +25,14 @@ fn completion(body: &str) -> Result<GenerateRequest, Reject> {
 
 /// A chat request with one more field.
 fn with(field: &str) -> Result<GenerateRequest, Reject> {
-    chat(&format!(
-        r#"{{"messages":[{{"role":"user","content":"hi"}}],{field}}}"#
-    ))
+    chat(&format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{field}}}"#))
 }
 
 #[test]
 fn paths_and_methods() {
     assert_eq!(route(&request("GET", "/health", "")), Ok(Call::Health));
     assert_eq!(route(&request("HEAD", "/v1/models", "")), Ok(Call::Models));
-    assert_eq!(
-        route(&request("GET", "/v1/models/m", "")),
-        Ok(Call::Model("m".to_owned()))
-    );
+    assert_eq!(route(&request("GET", "/v1/models/m", "")), Ok(Call::Model("m".to_owned())));
     for (method, path, allow) in [
         ("GET", "/v1/chat/completions", "POST"),
         ("PUT", "/v1/completions", "POST"),
@@ -54,25 +40,10 @@ fn paths_and_methods() {
         ("DELETE", "/v1/models/m", "GET, HEAD"),
     ] {
         let reject = route(&request(method, path, "")).unwrap_err();
-        assert_eq!(
-            (reject.status, reject.allow),
-            (405, Some(allow)),
-            "{method} {path}"
-        );
+        assert_eq!((reject.status, reject.allow), (405, Some(allow)), "{method} {path}");
     }
-    for path in [
-        "/",
-        "/v1",
-        "/v1/chat/completions/",
-        "/v1/models/",
-        "/health/x",
-        "*",
-    ] {
-        assert_eq!(
-            route(&request("GET", path, "")).unwrap_err().status,
-            404,
-            "{path}"
-        );
+    for path in ["/", "/v1", "/v1/chat/completions/", "/v1/models/", "/health/x", "*"] {
+        assert_eq!(route(&request("GET", path, "")).unwrap_err().status, 404, "{path}");
     }
 }
 
@@ -86,31 +57,16 @@ fn every_field_is_read() {
     )
     .unwrap();
     assert_eq!(all.sampling.temperature, Some(0.5));
-    assert_eq!(
-        (all.sampling.top_k, all.sampling.top_p, all.sampling.min_p),
-        (Some(40), Some(0.9), Some(0.1))
-    );
+    assert_eq!((all.sampling.top_k, all.sampling.top_p, all.sampling.min_p), (Some(40), Some(0.9), Some(0.1)));
     assert_eq!(all.sampling.repetition_penalty, Some(1.1));
-    assert_eq!(
-        (
-            all.sampling.frequency_penalty,
-            all.sampling.presence_penalty
-        ),
-        (Some(-2.0), Some(2.0))
-    );
-    assert_eq!(
-        (all.sampling.seed, all.max_tokens),
-        (Some(u64::MAX), Some(7))
-    );
+    assert_eq!((all.sampling.frequency_penalty, all.sampling.presence_penalty), (Some(-2.0), Some(2.0)));
+    assert_eq!((all.sampling.seed, all.max_tokens), (Some(u64::MAX), Some(7)));
     assert_eq!(all.stop, ["a", "b"]);
     assert!(all.stream && all.include_usage && all.logits_hash && all.ignore_eos);
     assert_eq!(all.date.as_deref(), Some("1 May 2026"));
 
     let mut plain = GenerateRequest::new(Prompt::Chat(vec![Message::user("hi")]));
-    assert_eq!(
-        with(r#""temperature":null,"stop":null,"stream":null,"seed":null"#).unwrap(),
-        plain
-    );
+    assert_eq!(with(r#""temperature":null,"stop":null,"stream":null,"seed":null"#).unwrap(), plain);
     plain.stop = vec!["x".to_owned()];
     assert_eq!(with(r#""stop":"x""#).unwrap(), plain);
 }
@@ -135,22 +91,13 @@ fn a_field_out_of_range_is_named() {
         (r#""seed":18446744073709551616"#, "seed"),
         (r#""max_tokens":0"#, "max_tokens"),
         (r#""max_tokens":-5"#, "max_tokens"),
-        (
-            r#""max_tokens":1,"max_completion_tokens":2"#,
-            "max_completion_tokens",
-        ),
+        (r#""max_tokens":1,"max_completion_tokens":2"#, "max_completion_tokens"),
         (r#""stop":"""#, "stop"),
         (r#""stop":[1]"#, "stop"),
         (r#""stop":{}"#, "stop"),
         (r#""stream":1"#, "stream"),
-        (
-            r#""stream_options":{"include_usage":true}"#,
-            "stream_options",
-        ),
-        (
-            r#""stream":true,"stream_options":{"include_usage":1}"#,
-            "stream_options.include_usage",
-        ),
+        (r#""stream_options":{"include_usage":true}"#, "stream_options"),
+        (r#""stream":true,"stream_options":{"include_usage":1}"#, "stream_options.include_usage"),
         (r#""model":5"#, "model"),
         (r#""logits_hash":"yes""#, "logits_hash"),
         (r#""date":7"#, "date"),
@@ -159,20 +106,13 @@ fn a_field_out_of_range_is_named() {
         (r#""tool_choice":"required""#, "tool_choice"),
         (r#""logprobs":true"#, "logprobs"),
         (r#""top_logprobs":3"#, "top_logprobs"),
-        (
-            r#""response_format":{"type":"json_object"}"#,
-            "response_format",
-        ),
+        (r#""response_format":{"type":"json_object"}"#, "response_format"),
         (r#""logit_bias":{"5":1}"#, "logit_bias"),
         (r#""modalities":["text","audio"]"#, "modalities"),
     ] {
         let reject = with(field).expect_err(field);
         assert_eq!(reject.status, 400, "{field}");
-        assert_eq!(
-            reject.param.as_deref().unwrap_or(""),
-            param,
-            "{field}: {reject}"
-        );
+        assert_eq!(reject.param.as_deref().unwrap_or(""), param, "{field}: {reject}");
     }
 }
 
@@ -181,11 +121,7 @@ fn conversations() {
     let parts = r#"{"messages":[{"role":"developer","content":"be brief"},
         {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
         {"role":"assistant","content":""}]}"#;
-    let expected = vec![
-        Message::system("be brief"),
-        Message::user("a\nb"),
-        Message::assistant(""),
-    ];
+    let expected = vec![Message::system("be brief"), Message::user("a\nb"), Message::assistant("")];
     assert_eq!(chat(parts).unwrap().prompt, Prompt::Chat(expected));
     for (body, param) in [
         (r#"{}"#, "messages"),
@@ -194,42 +130,17 @@ fn conversations() {
         (r#"{"messages":"hi"}"#, "messages"),
         (r#"{"messages":["hi"]}"#, "messages[0]"),
         (r#"{"messages":[{"content":"x"}]}"#, "messages[0].role"),
-        (
-            r#"{"messages":[{"role":"king","content":"x"}]}"#,
-            "messages[0].role",
-        ),
-        (
-            r#"{"messages":[{"role":"tool","content":"x"}]}"#,
-            "messages[0].role",
-        ),
+        (r#"{"messages":[{"role":"king","content":"x"}]}"#, "messages[0].role"),
+        (r#"{"messages":[{"role":"tool","content":"x"}]}"#, "messages[0].role"),
         (r#"{"messages":[{"role":"user"}]}"#, "messages[0].content"),
-        (
-            r#"{"messages":[{"role":"user","content":7}]}"#,
-            "messages[0].content",
-        ),
-        (
-            r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#,
-            "messages[0].content[0].type",
-        ),
-        (
-            r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
-            "messages[0].content[0].text",
-        ),
-        (
-            r#"{"messages":[{"role":"user","content":["x"]}]}"#,
-            "messages[0].content[0].type",
-        ),
-        (
-            r#"{"messages":[{"role":"assistant","content":"x","tool_calls":[1]}]}"#,
-            "messages[0].tool_calls",
-        ),
+        (r#"{"messages":[{"role":"user","content":7}]}"#, "messages[0].content"),
+        (r#"{"messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#, "messages[0].content[0].type"),
+        (r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#, "messages[0].content[0].text"),
+        (r#"{"messages":[{"role":"user","content":["x"]}]}"#, "messages[0].content[0].type"),
+        (r#"{"messages":[{"role":"assistant","content":"x","tool_calls":[1]}]}"#, "messages[0].tool_calls"),
     ] {
         let reject = chat(body).expect_err(body);
-        assert_eq!(
-            (reject.status, reject.param.as_deref()),
-            (400, Some(param)),
-            "{body}"
-        );
+        assert_eq!((reject.status, reject.param.as_deref()), (400, Some(param)), "{body}");
     }
 }
 
@@ -255,11 +166,7 @@ fn completion_prompts() {
         r#"[1,"a"]"#,
     ] {
         let reject = prompt(wrong).expect_err(wrong);
-        assert_eq!(
-            (reject.status, reject.param.as_deref()),
-            (400, Some("prompt")),
-            "{wrong}"
-        );
+        assert_eq!((reject.status, reject.param.as_deref()), (400, Some("prompt")), "{wrong}");
     }
 }
 
@@ -273,11 +180,7 @@ fn a_body_that_is_no_object_says_where() {
         ("\u{feff}{}", "is not JSON"),
     ] {
         let reject = chat(body).expect_err(body);
-        assert_eq!(
-            (reject.status, reject.code),
-            (400, Some("invalid_json")),
-            "{body:?}"
-        );
+        assert_eq!((reject.status, reject.code), (400, Some("invalid_json")), "{body:?}");
         assert!(reject.message.contains(needle), "{}", reject.message);
     }
     let deep = "[".repeat(100_000);
@@ -292,20 +195,11 @@ fn a_refusal_has_openais_shape() {
     );
     let long = Reject::context_exceeded(9000, 2048, "messages");
     assert_eq!(long.code, Some("context_length_exceeded"));
-    assert!(
-        long.message.contains("9000") && long.message.contains("2048"),
-        "{long}"
-    );
+    assert!(long.message.contains("9000") && long.message.contains("2048"), "{long}");
 }
 
-const DONE: Outcome = Outcome {
-    finish: Finish::Stop,
-    usage: Usage {
-        prompt_tokens: 3,
-        completion_tokens: 2,
-    },
-    logits_hash: Some(0xAB),
-};
+const DONE: Outcome =
+    Outcome { finish: Finish::Stop, usage: Usage { prompt_tokens: 3, completion_tokens: 2 }, logits_hash: Some(0xAB) };
 
 fn body_of(out: Vec<u8>) -> String {
     let text = String::from_utf8(out).unwrap();
@@ -328,14 +222,7 @@ fn a_whole_answer_is_these_bytes() {
     let mut out = Vec::new();
     let mut text = Emitter::new(6, "m", Style::Completion, STREAM, &request);
     text.delta("ab", &mut out);
-    text.finish(
-        &Outcome {
-            finish: Finish::Length,
-            logits_hash: None,
-            ..DONE
-        },
-        &mut out,
-    );
+    text.finish(&Outcome { finish: Finish::Length, logits_hash: None, ..DONE }, &mut out);
     assert_eq!(
         body_of(out),
         r#"{"id":"cmpl-6","object":"text_completion","created":0,"model":"m","choices":[{"index":0,"text":"ab","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#
@@ -347,18 +234,14 @@ fn a_stream_is_these_bytes() {
     let mut request = GenerateRequest::new(Prompt::Text("x".to_owned()));
     request.stream = true;
     request.include_usage = true;
-    let raw = Reply {
-        chunked: false,
-        ..STREAM
-    };
+    let raw = Reply { chunked: false, ..STREAM };
     let mut out = Vec::new();
     let mut emitter = Emitter::new(1, "m", Style::Completion, raw, &request);
     emitter.delta("", &mut out);
     assert!(out.is_empty());
     emitter.delta("hi\n", &mut out);
     emitter.finish(&DONE, &mut out);
-    let head =
-        r#"data: {"id":"cmpl-1","object":"text_completion","created":0,"model":"m","choices":"#;
+    let head = r#"data: {"id":"cmpl-1","object":"text_completion","created":0,"model":"m","choices":"#;
     let expected = [
         head,
         r#"[{"index":0,"text":"hi\n","logprobs":null,"finish_reason":null}],"usage":null}"#,
@@ -382,13 +265,9 @@ fn a_stream_that_breaks_ends_with_the_error() {
     emitter.delta("hi", &mut out);
     emitter.reject(&Reject::internal("broken"), &mut out);
     let text = String::from_utf8(out).unwrap();
-    assert!(
-        text.contains(r#"data: {"error":{"message":"broken","type":"server_error""#),
-        "{text}"
-    );
+    assert!(text.contains(r#"data: {"error":{"message":"broken","type":"server_error""#), "{text}");
     assert!(text.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{text}");
     let mut out = Vec::new();
-    Emitter::new(1, "m", Style::Chat, STREAM, &request)
-        .reject(&Reject::internal("broken"), &mut out);
+    Emitter::new(1, "m", Style::Chat, STREAM, &request).reject(&Reject::internal("broken"), &mut out);
     assert!(out.starts_with(b"HTTP/1.1 500 "));
 }
