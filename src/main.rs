@@ -1,10 +1,12 @@
 //! The command line: one subcommand is one role, an error is one line on stderr and an exit code. Nothing else happens here.
+//! Next on the data's way: `serve::daemon` for the appliance, `client` for people, `tools` for offline jobs.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use hearth::tools;
+use hearth::serve::daemon::{DaemonError, with_daemon};
+use hearth::{client, serve, tools};
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
 #[derive(Parser)]
@@ -16,6 +18,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
+    Serve(serve::daemon::ServeArgs),
+    Ask(client::AskArgs),
+    Chat(client::ChatArgs),
     Plan(tools::plan::PlanArgs),
     Generate(tools::generate::GenerateArgs),
     Score(tools::score::ScoreArgs),
@@ -26,6 +31,15 @@ enum Role {
 fn main() -> ExitCode {
     let started = Instant::now();
     let result = match Cli::parse().role {
+        Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
+        Role::Ask(args) => match &args.model {
+            None => report(client::ask(&args), |_| 1),
+            Some(model) => report_own_daemon(with_daemon(model, |socket| client::ask_over(socket, &args))),
+        },
+        Role::Chat(args) => match &args.model {
+            None => report(client::chat(&args), |_| 1),
+            Some(model) => report_own_daemon(with_daemon(model, |socket| client::chat_over(socket, &args))),
+        },
         Role::Plan(args) => report(tools::plan::run(&args), tools::ToolError::exit_code),
         Role::Generate(args) => report(tools::generate::run(&args), tools::ToolError::exit_code),
         Role::Score(args) => report(tools::score::run(&args), tools::ToolError::exit_code),
@@ -33,6 +47,14 @@ fn main() -> ExitCode {
         Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
     };
     ExitCode::from(result)
+}
+
+/// What a client of the daemon inside this process came to.
+fn report_own_daemon(result: Result<Result<(), client::ClientError>, DaemonError>) -> u8 {
+    match result {
+        Ok(answered) => report(answered, |_| 1),
+        Err(error) => report(Err(error), DaemonError::exit_code),
+    }
 }
 
 /// 0, or the error on stderr and its code.

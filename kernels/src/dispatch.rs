@@ -132,6 +132,12 @@ impl Kernels {
             .filter_map(|name| Self::by_name(name).ok())
     }
 
+    /// The scalar set as a CPU without fused multiply-add runs it.
+    #[cfg(test)]
+    pub(crate) fn plain_scalar() -> Self {
+        Self(&crate::scalar::SCALAR)
+    }
+
     /// Name of the set.
     pub fn name(self) -> &'static str {
         self.0.name

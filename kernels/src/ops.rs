@@ -175,8 +175,8 @@ fn dense_groups<S: Simd, D: Dense>(
             dense_micro::<S, D, 1, 4>(s, view, x, four);
             out = rest;
         }
-        for (x, out) in rows.zip(out.chunks_exact_mut(1)) {
-            dense_micro::<S, D, 1, 1>(s, view, [x], out);
+        for out in out.chunks_exact_mut(1) {
+            dense_micro::<S, D, 1, 1>(s, view, [rows.next().unwrap_or_default()], out);
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::{Format, Kernels, Matrix, ROW_GROUP, pack_row_group, packed_bytes};
 
 mod attention;
 mod dispatch;
+mod golden;
 mod matmul;
 mod pack;
 mod vector;

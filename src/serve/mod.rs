@@ -7,6 +7,7 @@
 
 mod admit;
 pub mod conn;
+pub mod daemon;
 pub mod listener;
 pub mod model_text;
 mod server;

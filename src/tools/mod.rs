@@ -5,11 +5,13 @@
 
 pub mod bench;
 pub mod generate;
+pub mod inspect;
 pub mod perplexity;
 pub mod plan;
 pub mod score;
 pub mod scorer;
 pub mod session;
+pub mod tokenize;
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;

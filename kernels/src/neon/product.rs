@@ -8,6 +8,7 @@
 )]
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 use std::ops::Range;
 
 use super::{Neon, prefetch, widen_eight_f16};
@@ -101,12 +102,23 @@ fn gemv<Q: Quant>(tiles: &[u8], x: &[QBlock], out: &mut [f32; ROW_GROUP]) {
 #[inline]
 #[target_feature(enable = "neon")]
 fn rows_product<Q: Quant>(tile: &[u8], x: &[QBlock], stride: usize, out: &mut [[f32; ROW_GROUP]]) {
+    assert!((out.len() - 1) * stride + TILE_BLOCKS <= x.len());
     for block in 0..TILE_BLOCKS {
         for half in 0..2 {
-            let w = EightRows::load::<Q>(tile, block, half);
-            for (x, out) in x[block..].chunks(stride).zip(out.iter_mut()) {
-                let out = &mut out.as_chunks_mut::<8>().0[half];
-                store(w.add_to::<Q>(load(out), &x[0]), out);
+            let mut w = EightRows::load::<Q>(tile, block, half);
+            let mut x = x[block..].as_ptr();
+            let mut acc = out.as_flattened_mut()[half * 8..].as_mut_ptr();
+            for _ in 0..out.len() {
+                w.keep_whole();
+                // SAFETY: `x` has a block of every row that `out` has (asserted above), `acc` eight of its sixteen values;
+                // both step past their ends only after the last row, and are not read there.
+                unsafe {
+                    let sum = w.add_to::<Q>([vld1q_f32(acc), vld1q_f32(acc.add(4))], &*x);
+                    vst1q_f32(acc, sum[0]);
+                    vst1q_f32(acc.add(4), sum[1]);
+                }
+                x = x.wrapping_add(stride);
+                acc = acc.wrapping_add(ROW_GROUP);
             }
         }
     }
@@ -165,6 +177,23 @@ impl EightRows {
             w,
             scale: eight_f16(tile, table),
             min,
+        }
+    }
+
+    /// Hides where the weights come from, once a pass: the compiler would otherwise split every register into two halves
+    /// outside the loop, run out of registers and fetch the halves from the stack.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn keep_whole(&mut self) {
+        for w in self.w.as_flattened_mut() {
+            // SAFETY: no instruction at all.
+            unsafe {
+                asm!(
+                    "/* {0:v} */",
+                    inout(vreg) * w,
+                    options(nomem, nostack, preserves_flags)
+                )
+            }
         }
     }
 
@@ -295,12 +324,6 @@ fn eight_f16(tile: &[u8], at: usize) -> [float32x4_t; 2] {
     debug_assert!(at + 16 <= tile.len());
     // SAFETY: callers pass a whole tile and an offset of eight of its scales or minimums.
     widen_eight_f16(unsafe { vld1q_u8(tile.as_ptr().add(at)) })
-}
-#[inline]
-#[target_feature(enable = "neon")]
-fn load(x: &[f32; 8]) -> [float32x4_t; 2] {
-    // SAFETY: eight values are behind the reference.
-    unsafe { [vld1q_f32(x.as_ptr()), vld1q_f32(x.as_ptr().add(4))] }
 }
 #[inline]
 #[target_feature(enable = "neon")]

@@ -1,0 +1,330 @@
+//! `hearth serve`: plan, load, then the engine on this thread and the I/O loop on its own, until a signal.
+//!
+//! Also the daemon inside `hearth ask --model` and `hearth chat --model`: [`with_daemon`] runs it on a private socket for the
+//! length of one client. Next on the data's way: [`super::run`], the I/O loop, and `engine::Engine::run`.
+
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
+
+use super::text::{AnswerText, TextModel};
+use super::{Defaults, ServeError, ServeSetup};
+use crate::engine::Engine;
+use crate::engine::queue::Rings;
+use crate::engine::sampler::SamplingParams;
+use crate::sys::cpu;
+use crate::text::chat::{ChatError, ChatInput, ChatTemplate, MAX_TEMPLATE_BYTES};
+use crate::text::{Detokenizer, StopMatcher, TokenId, Vocab};
+use crate::tools::session::{DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_model};
+use crate::wire::Message;
+
+/// Stack of the I/O thread, in bytes: JSON of bounded depth and templates with bounded recursion run there.
+pub const IO_STACK_BYTES: usize = 1 << 20;
+
+/// Run the daemon: HTTP on a UNIX socket, and a serial line where --tty names one.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The UNIX socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock or /run/hearth/hearth.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// A serial line to answer on as well, 115200 8N1
+    #[arg(long, value_name = "DEV")]
+    tty: Option<PathBuf>,
+    #[command(flatten)]
+    capacity: CapacityArgs,
+    /// Temperature of requests that name none
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Tokens an answer may have where the request names no number [default: up to the end of the context]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+}
+
+/// How much at once, and what the chat looks like.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CapacityArgs {
+    /// Positions a sequence [default: 2048, or what the model was trained for]
+    #[arg(long, value_name = "N")]
+    ctx: Option<usize>,
+    /// Sequences at once
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEQUENCES)]
+    sequences: usize,
+    /// A chat template (Jinja) to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    /// The date that chat templates print where a request names none; the clock is never read
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    date: Option<String>,
+}
+
+impl Default for CapacityArgs {
+    /// What a command line without any of the flags gives.
+    fn default() -> Self {
+        Self { ctx: None, sequences: DEFAULT_SEQUENCES, chat_template: None, date: None }
+    }
+}
+
+/// Why the daemon did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The model, its plan, or a flag.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The socket, the serial line or the I/O loop.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The chat template does not compile.
+    #[error("chat template of {path}: {source}")]
+    Template {
+        /// The model file, or the template's own.
+        path: PathBuf,
+        /// Line and reason.
+        source: ChatError,
+    },
+    /// A file cannot be read, or the kernel refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// A path, or what was asked for.
+        what: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A flag's value.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl DaemonError {
+    /// 2 for what another command line would mend, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Session(SessionError::Flag { .. } | SessionError::Kernels(_)) => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It cannot start, or its I/O loop failed.
+pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
+    log_to_stderr(LevelFilter::Info);
+    if !args.temperature.is_finite() || args.temperature < 0.0 {
+        return Err(DaemonError::Usage(format!("--temperature is {}, must be finite and at least 0", args.temperature)));
+    }
+    let socket = args.socket.clone().unwrap_or_else(crate::client::default_socket);
+    let defaults = Defaults {
+        sampling: SamplingParams { temperature: args.temperature, ..SamplingParams::default() },
+        max_tokens: args.max_tokens,
+        date: args.capacity.date.clone(),
+    };
+    let ready = || log::info!("ready: {}", socket.display());
+    serve(&args.model, &args.capacity, defaults, &socket, args.tty.as_deref(), None, Box::new(ready))
+}
+
+/// Runs a daemon of its own for `model`, with one sequence, on a private socket, while `client` runs; then stops it.
+///
+/// # Errors
+/// The daemon cannot start, or its I/O loop failed.
+pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send) -> Result<R, DaemonError> {
+    let model = &ModelArgs { model: model.into(), threads: None, kernels: None };
+    let capacity = &CapacityArgs { sequences: 1, ..CapacityArgs::default() };
+    log_to_stderr(LevelFilter::Warn);
+    let io = |what: &str| {
+        let what = what.to_owned();
+        move |source| DaemonError::Io { what, source }
+    };
+    let folder = std::env::temp_dir().join(format!("hearth-{}", std::process::id()));
+    std::fs::DirBuilder::new().mode(0o700).create(&folder).map_err(io(&folder.to_string_lossy()))?;
+    let socket = folder.join("hearth.sock");
+    let (stop, stopped) = UnixStream::pair().map_err(io("a pair of sockets"))?;
+    let (tell_ready, is_ready) = mpsc::channel();
+    let result = std::thread::scope(|scope| {
+        let socket = &socket;
+        let client = scope.spawn(move || {
+            // Gone without a word: the daemon did not start, and its error is the answer.
+            let answer = is_ready.recv().ok().map(|()| client(socket));
+            drop(stop);
+            answer
+        });
+        let ready = Box::new(move || {
+            // The client may have gone already; then nobody waits for this.
+            let _ = tell_ready.send(());
+        });
+        let served = serve(model, capacity, Defaults::default(), socket, None, Some(stopped), ready);
+        let answer = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        served.map(|()| answer)
+    });
+    // The socket is removed by the I/O loop; an error there leaves nothing that matters in a private folder.
+    let _ = std::fs::remove_dir_all(&folder);
+    result?.ok_or_else(|| DaemonError::Usage("the daemon stopped before it was ready".into()))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn serve(
+    model: &ModelArgs,
+    capacity: &CapacityArgs,
+    defaults: Defaults,
+    socket: &Path,
+    tty: Option<&Path>,
+    stop: Option<UnixStream>,
+    ready: Box<dyn FnOnce() + Send + '_>,
+) -> Result<(), DaemonError> {
+    let wanted = Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS);
+    let cpus = cpu::allowed_cpus();
+    with_model(model, wanted, |session| {
+        let Session { model: loaded, vocab, gguf, kernels, workers, capacity: sizes, plan, .. } = session;
+        log::info!("{}", plan.line());
+        log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
+        let text = &ModelText { vocab, template: template(&model.model, capacity, gguf, vocab)? };
+        let model_id = gguf.str("general.name").ok().flatten().unwrap_or("model");
+        let mut rings = Box::new(Rings::new());
+        let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
+        let (end, unbound) = rings.split().map_err(eventfd)?;
+        let link = unbound.bind(std::thread::current());
+        let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        std::thread::scope(|scope| {
+            let io = std::thread::Builder::new().name("io".into()).stack_size(IO_STACK_BYTES);
+            let io = io.spawn_scoped(scope, move || {
+                // The engine's thread is pinned; what it spawns would be, too.
+                cpu::allow(&cpus);
+                let setup = ServeSetup {
+                    socket,
+                    tty,
+                    text,
+                    model_id,
+                    context_tokens: sizes.ctx,
+                    defaults,
+                    signals: stop.is_none(),
+                    stop,
+                    ready,
+                };
+                super::run(setup, link)
+            });
+            let io = io.map_err(|source| DaemonError::Io { what: "the I/O thread".into(), source })?;
+            engine.run(end);
+            Ok(io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+        })
+    })
+}
+
+/// The template named on the command line, else the model's own, compiled.
+fn template(
+    model: &Path,
+    capacity: &CapacityArgs,
+    gguf: &crate::model::gguf::Gguf<'_>,
+    vocab: &Vocab,
+) -> Result<Option<ChatTemplate>, DaemonError> {
+    let (path, source) = match &capacity.chat_template {
+        Some(path) => {
+            let io = |source| DaemonError::Io { what: path.display().to_string(), source };
+            let bytes = std::fs::metadata(path).map_err(io)?.len();
+            if bytes > MAX_TEMPLATE_BYTES as u64 {
+                let path = path.display();
+                return Err(DaemonError::Usage(format!("{path}: {bytes} bytes, a template may have {MAX_TEMPLATE_BYTES}")));
+            }
+            (path.as_path(), Some(std::fs::read_to_string(path).map_err(io)?))
+        }
+        None => (model, gguf.str("tokenizer.chat_template").ok().flatten().map(str::to_owned)),
+    };
+    let Some(source) = source else {
+        log::warn!("{} has no chat template: only completions are served; --chat-template FILE gives one", model.display());
+        return Ok(None);
+    };
+    let text = |token: Option<TokenId>| {
+        token.map(|token| String::from_utf8_lossy(vocab.text_of(token)).into_owned()).unwrap_or_default()
+    };
+    let compiled = ChatTemplate::compile(&source, &text(vocab.bos()), &text(vocab.eos()));
+    compiled.map(Some).map_err(|source| DaemonError::Template { path: path.into(), source })
+}
+
+/// The loaded model's text side, for the I/O loop.
+struct ModelText<'m> {
+    vocab: &'m Vocab,
+    template: Option<ChatTemplate>,
+}
+
+impl TextModel for ModelText<'_> {
+    fn encode_chat(&self, messages: &[Message], date: Option<&str>) -> Result<Vec<TokenId>, String> {
+        let Some(template) = &self.template else {
+            return Err("the model has no chat template; use /v1/completions, or start with --chat-template".into());
+        };
+        let messages = serde_json::to_value(messages).map_err(|error| error.to_string())?;
+        let input = ChatInput { date, ..ChatInput::new(&messages) };
+        let rendered = template.render(&input).map_err(|error| error.to_string())?;
+        // The template writes BOS itself where the model wants one.
+        self.vocab.encode(&rendered, false, true).map_err(|error| error.to_string())
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<TokenId>, String> {
+        self.vocab.encode(text, true, false).map_err(|error| error.to_string())
+    }
+
+    fn vocabulary_len(&self) -> usize {
+        self.vocab.len()
+    }
+
+    fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_> {
+        // The request's stop strings were checked against the matcher's limits when it was parsed.
+        let stop = StopMatcher::new(stop).ok();
+        Box::new(ModelAnswer { vocab: self.vocab, detokenizer: Detokenizer::new(), stop })
+    }
+}
+
+/// One answer: ids to characters, characters past the stop strings.
+struct ModelAnswer<'m> {
+    vocab: &'m Vocab,
+    detokenizer: Detokenizer,
+    stop: Option<StopMatcher>,
+}
+
+impl ModelAnswer<'_> {
+    fn pass(stop: &mut Option<StopMatcher>, text: &str, out: &mut String) -> bool {
+        match stop {
+            Some(stop) => {
+                out.push_str(stop.push(text));
+                stop.found().is_some()
+            }
+            None => {
+                out.push_str(text);
+                false
+            }
+        }
+    }
+}
+
+impl AnswerText for ModelAnswer<'_> {
+    fn push(&mut self, token: TokenId, out: &mut String) -> bool {
+        let text = self.detokenizer.push(self.vocab, token);
+        Self::pass(&mut self.stop, text, out)
+    }
+
+    fn finish(&mut self, out: &mut String) {
+        let text = self.detokenizer.finish();
+        if Self::pass(&mut self.stop, text, out) {
+            return;
+        }
+        if let Some(stop) = &mut self.stop {
+            out.push_str(stop.finish());
+        }
+    }
+}
+
+/// Sends the log to stderr, without times: an appliance has no clock to trust. A second call changes nothing.
+fn log_to_stderr(level: LevelFilter) {
+    let config = ConfigBuilder::new()
+        .set_time_level(LevelFilter::Off)
+        .set_thread_level(LevelFilter::Off)
+        .set_target_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .build();
+    // Already set where a test starts two daemons in one process.
+    let _ = WriteLogger::init(level, config, io::stderr());
+}
