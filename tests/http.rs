@@ -95,7 +95,7 @@ fn refusals_leave_the_daemon_alive() {
             let mut stream = daemon.connect();
             stream.write_all(bytes).unwrap();
             let response = read_response(&mut stream);
-            assert_eq!(response.json()["error"]["message"].is_string(), true, "{response:?}");
+            assert!(response.json()["error"]["message"].is_string(), "{response:?}");
             response
         };
         assert_eq!(send(b"GET /nothing HTTP/1.1\r\n\r\n").status, 404);

@@ -17,7 +17,7 @@ pub struct Defaults {
     pub sampling: SamplingParams,
     /// Length of an answer in tokens; `None`: up to the context's end.
     pub max_tokens: Option<usize>,
-    /// The date that chat templates print.
+    /// The date for chat templates that print one, `2026-11-23`, maybe with a time.
     pub date: Option<String>,
 }
 

@@ -243,6 +243,8 @@ impl Conn {
             return;
         }
         self.out.clear();
+        // A connection that stays open must not keep the room of its longest answer.
+        self.out.shrink_to(MAX_OUTPUT_BYTES);
         self.sent = 0;
         if self.state != State::Draining || self.lingering {
             return;

@@ -11,18 +11,17 @@ use std::sync::mpsc;
 
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
-use super::text::{AnswerText, TextModel};
+use super::model_text::ModelText;
 use super::{Defaults, ServeError, ServeSetup};
 use crate::engine::Engine;
 use crate::engine::queue::Rings;
 use crate::engine::sampler::SamplingParams;
 use crate::sys::cpu;
-use crate::text::chat::{ChatError, ChatInput, ChatTemplate, MAX_TEMPLATE_BYTES};
-use crate::text::{Detokenizer, StopMatcher, TokenId, Vocab};
+use crate::text::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES};
+use crate::text::{TokenId, Vocab};
 use crate::tools::session::{
     DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_model,
 };
-use crate::wire::Message;
 
 /// Stack of the I/O thread, in bytes: JSON of bounded depth and templates with bounded recursion run there.
 pub const IO_STACK_BYTES: usize = 1 << 20;
@@ -188,7 +187,8 @@ fn serve(
         let Session { model: loaded, vocab, gguf, kernels, workers, capacity: sizes, plan, .. } = session;
         log::info!("{}", plan.line());
         log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
-        let text = &ModelText { vocab, template: template(&model.model, capacity, gguf, vocab)? };
+        let template = template(&model.model, capacity, gguf, vocab)?;
+        let text = &ModelText { vocab, template: template.as_ref() };
         let model_id = gguf.str("general.name").ok().flatten().unwrap_or("model");
         let mut rings = Box::new(Rings::new());
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
@@ -253,78 +253,6 @@ fn template(
     };
     let compiled = ChatTemplate::compile(&source, &text(vocab.bos()), &text(vocab.eos()));
     compiled.map(Some).map_err(|source| DaemonError::Template { path: path.into(), source })
-}
-
-/// The loaded model's text side, for the I/O loop.
-struct ModelText<'m> {
-    vocab: &'m Vocab,
-    template: Option<ChatTemplate>,
-}
-
-impl TextModel for ModelText<'_> {
-    fn encode_chat(&self, messages: &[Message], date: Option<&str>) -> Result<Vec<TokenId>, String> {
-        let Some(template) = &self.template else {
-            return Err("the model has no chat template; use /v1/completions, or start with --chat-template".into());
-        };
-        let messages = serde_json::to_value(messages).map_err(|error| error.to_string())?;
-        let input = ChatInput { date, ..ChatInput::new(&messages) };
-        let rendered = template.render(&input).map_err(|error| error.to_string())?;
-        // The template writes BOS itself where the model wants one.
-        self.vocab.encode(&rendered, false, true).map_err(|error| error.to_string())
-    }
-
-    fn encode(&self, text: &str) -> Result<Vec<TokenId>, String> {
-        self.vocab.encode(text, true, false).map_err(|error| error.to_string())
-    }
-
-    fn vocabulary_len(&self) -> usize {
-        self.vocab.len()
-    }
-
-    fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_> {
-        // The request's stop strings were checked against the matcher's limits when it was parsed.
-        let stop = StopMatcher::new(stop).ok();
-        Box::new(ModelAnswer { vocab: self.vocab, detokenizer: Detokenizer::new(), stop })
-    }
-}
-
-/// One answer: ids to characters, characters past the stop strings.
-struct ModelAnswer<'m> {
-    vocab: &'m Vocab,
-    detokenizer: Detokenizer,
-    stop: Option<StopMatcher>,
-}
-
-impl ModelAnswer<'_> {
-    fn pass(stop: &mut Option<StopMatcher>, text: &str, out: &mut String) -> bool {
-        match stop {
-            Some(stop) => {
-                out.push_str(stop.push(text));
-                stop.found().is_some()
-            }
-            None => {
-                out.push_str(text);
-                false
-            }
-        }
-    }
-}
-
-impl AnswerText for ModelAnswer<'_> {
-    fn push(&mut self, token: TokenId, out: &mut String) -> bool {
-        let text = self.detokenizer.push(self.vocab, token);
-        Self::pass(&mut self.stop, text, out)
-    }
-
-    fn finish(&mut self, out: &mut String) {
-        let text = self.detokenizer.finish();
-        if Self::pass(&mut self.stop, text, out) {
-            return;
-        }
-        if let Some(stop) = &mut self.stop {
-            out.push_str(stop.finish());
-        }
-    }
 }
 
 /// Sends the log to stderr, without times: an appliance has no clock to trust. A second call changes nothing.

@@ -2,13 +2,14 @@
 //! turns requests into jobs and tokens into text, and is the only place that touches a client. The engine never waits for
 //! it: what a client does not read, a client loses. Next on the data's way: `engine::queue`.
 //!
-//! Its memory is bounded by [`MAX_CONNECTIONS`] times what one connection may hold ([`http::MAX_BUFFERED_BYTES`] in,
+//! Its memory is bounded by [`MAX_CONNECTIONS`] times what one connection may hold ([`MAX_BUFFERED_BYTES`](crate::wire::http::MAX_BUFFERED_BYTES) in,
 //! [`conn::MAX_OUTPUT_BYTES`] out, and one whole answer where it is not streamed).
 
 mod admit;
 pub mod conn;
 pub mod daemon;
 pub mod listener;
+pub mod model_text;
 mod server;
 pub mod text;
 pub mod tty;
@@ -26,8 +27,6 @@ use self::server::Server;
 use self::text::TextModel;
 use crate::engine::queue::EngineLink;
 use crate::sys::tty::TtyError;
-#[allow(unused_imports)] // for the module's documentation
-use crate::wire::http;
 
 /// Connections at once; the next one gets 503. More than the engine's ring holds, so that a full ring is told as 429.
 pub const MAX_CONNECTIONS: usize = 64;

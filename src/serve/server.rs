@@ -1,6 +1,9 @@
 //! The loop itself. Each round: wait, take what came in, take what the engine made, hand out what goes out, and end what
 //! took too long. Next on the data's way: `serve::admit` for requests, `serve::conn` and `serve::tty` for answers.
 
+mod answers;
+mod line;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,20 +14,17 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::admit::admit;
 use super::conn::{Conn, State};
 use super::listener::SocketFile;
 use super::text::AnswerText;
 use super::tty::TtyPort;
 use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, ServeError, ServeSetup};
-use crate::engine::queue::{EngineLink, Event, FinishReason, RequestId};
+use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::signals::StopSignals;
-use crate::text::TokenId;
 use crate::wire::http::{self, Reply, Request};
-use crate::wire::line::LineEvent;
 use crate::wire::openai::{self, Call, Emitter};
-use crate::wire::{Finish, GenerateRequest, Outcome, Reject, Status, Usage};
+use crate::wire::{Reject, Status, Usage};
 
 const LISTENER: u64 = 0;
 const ENGINE: u64 = 1;
@@ -254,121 +254,6 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         }
     }
 
-    fn submit(&mut self, owner: Owner, request: &GenerateRequest) -> Result<RequestId, Reject> {
-        if self.is_stopping() {
-            return Err(Reject::unavailable("the daemon is stopping"));
-        }
-        let id = self.next_request;
-        let job = admit(id, request, self.setup.text, &self.setup.defaults, self.setup.context_tokens)?;
-        let running = Running {
-            owner,
-            text: self.setup.text.answer(&request.stop),
-            cancel: Arc::clone(&job.cancel),
-            usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0 },
-        };
-        self.link.submit(job).map_err(|_| Reject::busy())?;
-        log::debug!("request {id}: {} prompt tokens", running.usage.prompt_tokens);
-        self.next_request += 1;
-        self.running.insert(id, running);
-        Ok(id)
-    }
-
-    fn drain_engine(&mut self, now: Instant) {
-        self.link.clear();
-        while let Some(event) = self.link.next_event() {
-            match event {
-                Event::Token { id, token } => self.token(id, token, now),
-                Event::Finished { job, reason, completion_tokens, logits_hash } => {
-                    self.finished(job.id, reason, completion_tokens, logits_hash, now);
-                }
-            }
-        }
-    }
-
-    fn token(&mut self, id: RequestId, token: TokenId, now: Instant) {
-        let Some(running) = self.running.get_mut(&id) else {
-            return;
-        };
-        let owner = running.owner;
-        if owner == Owner::Nobody {
-            return;
-        }
-        running.usage.completion_tokens += 1;
-        let mut piece = String::new();
-        let stopped = running.text.push(token, &mut piece);
-        let usage = running.usage;
-        if !self.deliver(owner, &piece, now) {
-            self.abandon(id);
-        } else if stopped {
-            // When the engine stops depends on the clock, so its hash would too: none is reported.
-            let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: None };
-            self.conclude(owner, Ok(&outcome), now);
-            self.abandon(id);
-        }
-    }
-
-    fn finished(&mut self, id: RequestId, reason: FinishReason, tokens: usize, hash: Option<u64>, now: Instant) {
-        let Some(mut running) = self.running.remove(&id) else {
-            return;
-        };
-        log::debug!("request {id}: {tokens} tokens, {reason:?}");
-        if running.owner == Owner::Nobody {
-            return;
-        }
-        let mut piece = String::new();
-        running.text.finish(&mut piece);
-        if !self.deliver(running.owner, &piece, now) {
-            return;
-        }
-        let usage = Usage { completion_tokens: tokens, ..running.usage };
-        let outcome = match (reason, running.owner) {
-            (FinishReason::Stop, _) => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
-            (FinishReason::Length, _) => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
-            (FinishReason::Cancelled, Owner::Tty) => {
-                Ok(Outcome { finish: Finish::Cancelled, usage, logits_hash: None })
-            }
-            (FinishReason::Cancelled, _) => Err(Reject::unavailable("the daemon stopped before the answer's end")),
-            (FinishReason::NonFinite, _) => {
-                Err(Reject::internal("the model computed values that are not finite; its file is damaged"))
-            }
-        };
-        self.conclude(running.owner, outcome.as_ref(), now);
-    }
-
-    /// False: the owner is lost.
-    fn deliver(&mut self, owner: Owner, piece: &str, now: Instant) -> bool {
-        match owner {
-            Owner::Conn(key) => self.conns.get_mut(&key).is_some_and(|conn| conn.delta(piece, now)),
-            Owner::Tty => self.tty.as_mut().is_some_and(|tty| tty.delta(piece)),
-            Owner::Nobody => true,
-        }
-    }
-
-    fn conclude(&mut self, owner: Owner, outcome: Result<&Outcome, &Reject>, now: Instant) {
-        match owner {
-            Owner::Conn(key) => {
-                if let Some(conn) = self.conns.get_mut(&key) {
-                    conn.finish(outcome, now);
-                }
-            }
-            Owner::Tty => {
-                if let Some(tty) = &mut self.tty {
-                    tty.finish(outcome);
-                }
-            }
-            Owner::Nobody => {}
-        }
-    }
-
-    /// Nobody waits for this job any more: the engine drops it at its next step.
-    fn abandon(&mut self, id: RequestId) {
-        if let Some(running) = self.running.get_mut(&id) {
-            running.owner = Owner::Nobody;
-            running.cancel.store(true, Ordering::Release);
-            self.link.nudge();
-        }
-    }
-
     fn accept(&mut self, now: Instant) {
         while let Some(socket) = &self.socket {
             let stream = match socket.accept() {
@@ -407,90 +292,6 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         {
             log::debug!("request {id}: its client went away");
             self.abandon(id);
-        }
-    }
-
-    fn tty_ready(&mut self, event: Ready, now: Instant) {
-        let Some(tty) = &mut self.tty else { return };
-        // What was typed before a hang-up has nobody left to answer to.
-        if event.hung_up || (event.readable && !tty.read()) {
-            self.lose_tty(now);
-        }
-    }
-
-    fn lose_tty(&mut self, now: Instant) {
-        let Some(tty) = &mut self.tty else { return };
-        if let Some(device) = tty.device() {
-            // The set forgets a closed descriptor by itself; an error here would say just that.
-            let _ = self.poller.remove(device);
-        }
-        if let Some(id) = tty.hang_up(now) {
-            self.abandon(id);
-        }
-    }
-
-    fn sweep_tty(&mut self, now: Instant) {
-        let Some(tty) = &mut self.tty else { return };
-        if tty.deadline().is_some_and(|at| at <= now) {
-            match tty.try_open(now) {
-                Ok(()) => self.watch_tty(),
-                Err(e) => log::debug!("{e}"),
-            }
-        }
-        while let Some(event) = self.tty.as_mut().and_then(TtyPort::next_event) {
-            self.line_event(event);
-        }
-        let Some(tty) = &mut self.tty else { return };
-        if !tty.flush() {
-            return self.lose_tty(now);
-        }
-        let interest = tty.interest();
-        if interest != tty.watched
-            && let Some(device) = tty.device()
-        {
-            if self.poller.modify(device, TTY, interest).is_err() {
-                return self.lose_tty(now);
-            }
-            tty.watched = interest;
-        }
-    }
-
-    fn watch_tty(&mut self) {
-        let Some(tty) = &mut self.tty else { return };
-        let Some(device) = tty.device() else { return };
-        match self.poller.add(device, TTY, Interest::READ) {
-            Ok(()) => tty.watched = Interest::READ,
-            Err(e) => {
-                log::warn!("watching the serial line: {e}");
-                let _ = tty.hang_up(Instant::now());
-            }
-        }
-    }
-
-    fn line_event(&mut self, event: LineEvent) {
-        match event {
-            LineEvent::Ask(request) => {
-                let submitted = self.submit(Owner::Tty, &request);
-                let Some(tty) = &mut self.tty else { return };
-                match submitted {
-                    Ok(id) => tty.queued(id),
-                    Err(reject) => tty.finish(Err(&reject)),
-                }
-            }
-            LineEvent::Cancel => {
-                // The line keeps waiting: the engine's last word ends the answer.
-                if let Some(running) = self.tty.as_ref().and_then(TtyPort::request).and_then(|id| self.running.get(&id))
-                {
-                    running.cancel.store(true, Ordering::Release);
-                    self.link.nudge();
-                }
-            }
-            LineEvent::Status => {
-                let status = self.status();
-                if let Some(tty) = &mut self.tty {
-                    tty.status(&status);
-                }
-            }
         }
     }
 

@@ -23,7 +23,10 @@ pub trait TextModel {
     fn vocabulary_len(&self) -> usize;
 
     /// A fresh answer that ends before the first of `stop`.
-    fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_>;
+    ///
+    /// # Errors
+    /// The stop strings are refused, in words for the client.
+    fn answer(&self, stop: &[String]) -> Result<Box<dyn AnswerText + '_>, String>;
 }
 
 /// One answer's tokens becoming text.

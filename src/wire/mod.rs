@@ -88,7 +88,7 @@ pub struct GenerateRequest {
     pub logits_hash: bool,
     /// Go on past end-of-generation tokens.
     pub ignore_eos: bool,
-    /// Today's date for templates that print one, as the request wants it to read. The clock is never asked.
+    /// Today's date for templates that print one, `2026-11-23`, maybe with a time. The clock is never asked.
     pub date: Option<String>,
 }
 

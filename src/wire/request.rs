@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 
 use super::{GenerateRequest, Message, Prompt, Reject, SamplingFields};
 
-/// Stop strings a request may name.
+/// Stop strings a request may name; `text::stop` takes as many.
 pub const MAX_STOP_STRINGS: usize = 16;
-/// Length of one stop string, in bytes.
+/// Length of one stop string, in bytes; `text::stop` takes as much.
 pub const MAX_STOP_BYTES: usize = 256;
 /// Messages of one conversation.
 pub const MAX_MESSAGES: usize = 1024;

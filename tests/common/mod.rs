@@ -47,8 +47,8 @@ impl TextModel for Bytes {
         256
     }
 
-    fn answer(&self, stop: &[String]) -> Box<dyn AnswerText + '_> {
-        Box::new(ByteAnswer { stop: stop.to_vec(), held: Vec::new() })
+    fn answer(&self, stop: &[String]) -> Result<Box<dyn AnswerText + '_>, String> {
+        Ok(Box::new(ByteAnswer { stop: stop.to_vec(), held: Vec::new() }))
     }
 }
 
