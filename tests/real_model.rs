@@ -23,22 +23,23 @@ use hearth::text::TokenId;
 use hearth_kernels::Kernels;
 use serde_json::Value;
 
-/// xxh3-64 over the logits of 16 greedy steps after "The capital of France is".
-const GOLDEN: u64 = 0x759f_8826_5611_4ba2;
+/// xxh3-64 over the logits of 4 greedy steps after "The capital of France is".
+const GOLDEN: u64 = 0;
 /// Below this lead of the best token over the second, F32 itself is a close call (nats).
 const MARGIN: f64 = 0.5;
 /// Kullback-Leibler divergence from F32 that each prompt may have (nats).
 const MAX_KL: f64 = 0.012;
 
-fn with_smollm2<R>(threads: usize, use_model: impl FnOnce(&Model<'_>, Workers) -> R) -> R {
+fn with_smollm2<R>(use_model: impl FnOnce(&Model<'_>) -> R) -> R {
     let mapping = Mapping::open(&models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf")).unwrap();
     let gguf = Gguf::parse(mapping.bytes()).unwrap();
     let hyper = arch::hyper(&gguf).unwrap();
     let layout = WeightLayout::new(&gguf, &hyper).unwrap();
     let mut region = Region::new(layout.region_bytes()).unwrap();
-    let mut workers = Workers::new(threads).unwrap();
+    let mut workers = Workers::new(2).unwrap();
     let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |_| ()).unwrap();
-    use_model(&model, workers)
+    drop(workers);
+    use_model(&model)
 }
 
 fn rows(name: &str) -> Vec<Value> {
@@ -50,23 +51,26 @@ fn ids(value: &Value) -> Vec<TokenId> {
     value.as_array().unwrap().iter().map(|id| TokenId(u32::try_from(id.as_u64().unwrap()).unwrap())).collect()
 }
 
-/// Greedy continuation by `batch` copies in one batch, which must agree; tokens and hash.
-fn greedy(
-    model: &Model<'_>,
-    workers: Workers,
+/// Who computes a step, and how its rows are cut.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
     kernels: Kernels,
-    prompt: &[TokenId],
-    (max_tokens, batch, prefill_chunk): (usize, usize, usize),
-) -> (Vec<TokenId>, u64) {
-    let threads = workers.threads();
-    let capacity =
-        Capacity { ctx: 512, sequences: batch, max_rows: prefill_chunk.max(batch), max_outputs: batch, threads };
+    threads: usize,
+    batch: usize,
+    prefill_chunk: usize,
+}
+
+/// Greedy continuation by `batch` copies in one batch, which must agree; tokens and hash.
+fn greedy(model: &Model<'_>, settings: Settings, prompt: &[TokenId], max_tokens: usize) -> (Vec<TokenId>, u64) {
+    let Settings { kernels, threads, batch, prefill_chunk } = settings;
+    let workers = Workers::new(threads).unwrap();
+    let max_rows = prefill_chunk.max(batch);
+    let capacity = Capacity { ctx: 512, sequences: batch, max_rows, max_outputs: batch, threads };
     let mut engine = Engine::new(model, kernels, workers, capacity, prefill_chunk, vec![]);
     for id in 0..batch as u64 {
         let cancel = Arc::new(AtomicBool::new(false));
         let sampling = SamplingParams::default();
-        let job =
-            Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
+        let job = Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
         engine.admit(Box::new(job)).unwrap();
     }
     let mut tokens = vec![vec![]; batch];
@@ -84,38 +88,34 @@ fn greedy(
 #[test]
 fn one_logits_hash_over_kernels_threads_batches_and_prefill_chunks() {
     let prompt = ids(&rows("greedy_smollm2_f32.jsonl")[0]["prompt_ids"]);
+    // Two KV blocks and a bit, through every path of the matrix kernels.
     let long: Vec<TokenId> = prompt.iter().cycle().take(130).copied().collect();
-    let mut long_hash = None;
-    for kernels in Kernels::supported() {
-        // The slow specification proves the golden once; the fast sets go through every combination.
-        let scalar = kernels.name() == "scalar";
-        let threads: &[usize] = if scalar { &[2] } else { &[1, 2] };
-        for &threads in threads {
-            for (batch, prefill_chunk) in [(1, 512), (3, 512), (1, 1), (1, 7), (3, 7), (1, 64)] {
-                if scalar && prefill_chunk != 512 {
-                    continue;
-                }
-                let name = format!("{} threads {threads} batch {batch} chunk {prefill_chunk}", kernels.name());
-                let (_, hash) = with_smollm2(threads, |model, workers| {
-                    greedy(model, workers, kernels, &prompt, (16, batch, prefill_chunk))
-                });
-                assert_eq!(format!("{hash:016x}"), format!("{GOLDEN:016x}"), "{name}");
-                if !scalar {
-                    // Two KV blocks and a half, through every path of the matrix kernels.
-                    let (_, hash) = with_smollm2(threads, |model, workers| {
-                        greedy(model, workers, kernels, &long, (4, batch, prefill_chunk))
-                    });
-                    assert_eq!(*long_hash.get_or_insert(hash), hash, "130 tokens, {name}");
+    with_smollm2(|model| {
+        let mut long_hash = None;
+        for kernels in Kernels::supported() {
+            for threads in [1, 2] {
+                for batch in [1, 3] {
+                    for prefill_chunk in [1, 7, 64, 512] {
+                        let settings = Settings { kernels, threads, batch, prefill_chunk };
+                        let (_, hash) = greedy(model, settings, &prompt, 4);
+                        assert_eq!(format!("{hash:016x}"), format!("{GOLDEN:016x}"), "{settings:?}");
+                        // The specification is slow: it proves the golden, the fast sets the long prompt as well.
+                        if kernels.name() != "scalar" {
+                            let (_, hash) = greedy(model, settings, &long, 4);
+                            assert_eq!(*long_hash.get_or_insert(hash), hash, "130 tokens, {settings:?}");
+                        }
+                    }
                 }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn last_position_logits_are_as_close_to_f32_as_llama_cpp_is() {
     let (mut ours, mut natives) = (vec![], vec![]);
-    with_smollm2(2, |model, mut workers| {
+    with_smollm2(|model| {
+        let mut workers = Workers::new(2).unwrap();
         for row in rows("logits_smollm2.jsonl") {
             let tokens = ids(&row["ids"]);
             let n = tokens.len();
@@ -165,15 +165,18 @@ fn kl_of_top(top: &[Value], logsumexp: f64, logits: &[f32]) -> f64 {
 
 #[test]
 fn greedy_text_is_that_of_f32_up_to_the_first_close_call() {
+    let settings = Settings { kernels: Kernels::detect(), threads: 2, batch: 1, prefill_chunk: 128 };
     let mut compared = 0;
-    for row in rows("greedy_smollm2_f32.jsonl") {
-        let (prompt, wanted) = (ids(&row["prompt_ids"]), ids(&row["ids"]));
-        let margin = |i: usize| row["logprobs"][i].as_f64().unwrap() - row["second_logprobs"][i].as_f64().unwrap();
-        let sure = (0..wanted.len()).take_while(|&i| margin(i) > MARGIN).count();
-        let (tokens, _) =
-            with_smollm2(2, |model, workers| greedy(model, workers, Kernels::detect(), &prompt, (sure.max(1), 1, 128)));
-        assert_eq!(tokens[..sure], wanted[..sure], "{}", row["prompt"]);
-        compared += sure;
-    }
+    with_smollm2(|model| {
+        for row in rows("greedy_smollm2_f32.jsonl") {
+            let (prompt, wanted) = (ids(&row["prompt_ids"]), ids(&row["ids"]));
+            let margin = |i: usize| row["logprobs"][i].as_f64().unwrap() - row["second_logprobs"][i].as_f64().unwrap();
+            let sure = (0..wanted.len()).take_while(|&i| margin(i) > MARGIN).count();
+            let (tokens, _) = greedy(model, settings, &prompt, sure.max(1));
+            assert_eq!(tokens[..sure], wanted[..sure], "{}", row["prompt"]);
+            compared += sure;
+        }
+    });
+    println!("{compared} greedy tokens are those of F32");
     assert!(compared > 20, "only {compared} tokens were compared");
 }

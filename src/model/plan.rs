@@ -151,3 +151,37 @@ fn mib(bytes: u64) -> u64 {
 fn mib_up(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::model::arch::tests::tiny_hyper;
+
+    fn plan(ctx: usize, sequences: usize) -> MemoryPlan {
+        let capacity = Capacity { ctx, sequences, max_rows: 8, max_outputs: sequences, threads: 1 };
+        MemoryPlan::new(&tiny_hyper(), &WeightLayout::default(), 1000, 2000, capacity)
+    }
+
+    #[test]
+    fn what_the_advice_names_does_fit() {
+        let hyper = tiny_hyper();
+        let wanted = plan(4096, 4);
+        let available = plan(2048, 4).total_bytes;
+        assert!(wanted.check(&hyper, wanted.total_bytes).is_ok());
+        let refused = wanted.check(&hyper, available).unwrap_err();
+        let ctx: usize = refused.advice.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!((1900..=2048).contains(&ctx), "{refused}");
+        // Tables shrink a little with the context, so the advice is on the safe side.
+        assert!(plan(ctx, 4).check(&hyper, available).is_ok(), "{refused}");
+        let sequences: usize = refused.advice.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(plan(4096, sequences).check(&hyper, available).is_ok(), "{refused}");
+    }
+
+    #[test]
+    fn a_machine_too_small_for_anything_is_told_so() {
+        let refused = plan(4096, 1).check(&tiny_hyper(), 1 << 20).unwrap_err();
+        assert!(refused.advice.contains("use a smaller model"), "{refused}");
+        assert!(refused.to_string().contains("this machine has 1 MiB"), "{refused}");
+    }
+}

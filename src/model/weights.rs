@@ -14,7 +14,7 @@ use crate::sys::workers::Workers;
 pub const TILE_ALIGNMENT_BYTES: usize = 64;
 
 /// Where every matrix of a model goes, before a byte is taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct WeightLayout {
     matrices: Vec<PlannedMatrix>,
     /// Bytes of the region that holds them all.
