@@ -230,6 +230,7 @@ impl EightRows {
     #[inline(always)]
     fn dot_low<Q: Quant>(&self, x: &QBlock) -> [int32x4_t; 2] {
         neon!({
+            let x = values(x);
             // [rows 0 to 3, 4 to 7][two rows]: four sums of eight products a row.
             let mut sum = [[vdupq_n_s16(0); 2]; 2];
             for v in 0..8 {
@@ -254,6 +255,7 @@ impl EightRows {
     #[inline(always)]
     fn dot8(&self, x: &QBlock) -> [int32x4_t; 2] {
         neon!({
+            let x = values(x);
             let mut sum = [[vdupq_n_s32(0); 2]; 2];
             for v in (0..8).step_by(2) {
                 let (x, y) = (four(x, v), four(x, v + 1));
@@ -296,11 +298,24 @@ fn fifth_bits(high: uint8x16_t, v: usize) -> uint8x16_t {
 
 /// Values `4 v .. 4 v + 4`, four times over.
 #[inline(always)]
-fn four(x: &QBlock, v: usize) -> int8x16_t {
-    neon!({
-        let q = x.q.as_chunks::<4>().0[v];
-        vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(q.map(i8::cast_unsigned))))
-    })
+fn four(x: [int32x4_t; 2], v: usize) -> int8x16_t {
+    let x = x[v / 4];
+    neon!(vreinterpretq_s8_s32(match v % 4 {
+        0 => vdupq_laneq_s32::<0>(x),
+        1 => vdupq_laneq_s32::<1>(x),
+        2 => vdupq_laneq_s32::<2>(x),
+        _ => vdupq_laneq_s32::<3>(x),
+    }))
+}
+
+/// A block's values in two registers: two loads, where a repeating load for every four would need an address each.
+#[inline(always)]
+fn values(x: &QBlock) -> [int32x4_t; 2] {
+    let q = x.q.as_chunks::<16>().0;
+    neon!([
+        vreinterpretq_s32_s8(vld1q_s8(q[0].as_ptr())),
+        vreinterpretq_s32_s8(vld1q_s8(q[1].as_ptr())),
+    ])
 }
 
 #[inline(always)]
