@@ -54,6 +54,8 @@ macro_rules! with {
     }};
 }
 
+use with;
+
 impl Simd for Avx2 {
     type V = V;
 

@@ -33,6 +33,8 @@ macro_rules! neon {
     }};
 }
 
+use neon;
+
 /// Four f16 to f32. As `asm!`, because the intrinsic's type is not stable.
 #[inline(always)]
 fn widen_f16(x: uint16x4_t) -> float32x4_t {

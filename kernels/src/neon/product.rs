@@ -11,7 +11,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::ops::Range;
 
-use super::{Neon, prefetch, widen_eight_f16};
+use super::{Neon, neon, prefetch, widen_eight_f16};
 use crate::activation::{QBlock, blocks_per_row};
 use crate::format::{Quant, ROW_GROUP, TILE_BLOCKS, for_quant};
 use crate::matrix::Matrix;
@@ -133,174 +133,192 @@ struct EightRows {
 }
 
 impl EightRows {
-    #[inline]
-    #[target_feature(enable = "neon")]
+    #[inline(always)]
     fn load<Q: Quant>(tile: &[u8], block: usize, half: usize) -> Self {
-        let table = block * 2 * ROW_GROUP + half * 16;
-        let vector = |v: usize| -> [uint8x16_t; 2] {
-            let at = Q::DATA_AT + (block * Q::BLOCK_VECTORS + v) * 64 + half * 32;
-            [bytes(tile, at), bytes(tile, at + 16)]
-        };
-        let mut w = [[vdupq_n_s8(0); 2]; 8];
-        if Q::BITS == 8 {
-            for (v, w) in w.iter_mut().enumerate() {
-                *w = vector(v).map(|w| vreinterpretq_s8_u8(w));
-            }
-        } else {
-            let high = if Q::BITS == 5 {
-                let at = Q::HIGH_AT + block * 64 + half * 32;
+        neon!({
+            let table = block * 2 * ROW_GROUP + half * 16;
+            let vector = |v: usize| -> [uint8x16_t; 2] {
+                let at = Q::DATA_AT + (block * Q::BLOCK_VECTORS + v) * 64 + half * 32;
                 [bytes(tile, at), bytes(tile, at + 16)]
-            } else {
-                [vdupq_n_u8(0); 2]
             };
-            for v in 0..4 {
-                let packed = vector(v);
-                for rows in 0..2 {
-                    let mut low_nibbles = vandq_u8(packed[rows], vdupq_n_u8(15));
-                    let mut high_nibbles = vshrq_n_u8::<4>(packed[rows]);
-                    if Q::BITS == 5 {
-                        low_nibbles = vorrq_u8(low_nibbles, fifth_bits(high[rows], v));
-                        high_nibbles = vorrq_u8(high_nibbles, fifth_bits(high[rows], v + 4));
+            let mut w = [[vdupq_n_s8(0); 2]; 8];
+            if Q::BITS == 8 {
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = vector(v).map(|w| vreinterpretq_s8_u8(w));
+                }
+            } else {
+                let high = if Q::BITS == 5 {
+                    let at = Q::HIGH_AT + block * 64 + half * 32;
+                    [bytes(tile, at), bytes(tile, at + 16)]
+                } else {
+                    [vdupq_n_u8(0); 2]
+                };
+                for v in 0..4 {
+                    let packed = vector(v);
+                    for rows in 0..2 {
+                        let mut low_nibbles = vandq_u8(packed[rows], vdupq_n_u8(15));
+                        let mut high_nibbles = vshrq_n_u8::<4>(packed[rows]);
+                        if Q::BITS == 5 {
+                            low_nibbles = vorrq_u8(low_nibbles, fifth_bits(high[rows], v));
+                            high_nibbles = vorrq_u8(high_nibbles, fifth_bits(high[rows], v + 4));
+                        }
+                        w[v][rows] = vreinterpretq_s8_u8(low_nibbles);
+                        w[v + 4][rows] = vreinterpretq_s8_u8(high_nibbles);
                     }
-                    w[v][rows] = vreinterpretq_s8_u8(low_nibbles);
-                    w[v + 4][rows] = vreinterpretq_s8_u8(high_nibbles);
                 }
             }
-        }
-        let zero = [vdupq_n_f32(0.0); 2];
-        let min = if Q::HAS_MIN {
-            eight_f16(tile, Q::MIN_AT + table)
-        } else {
-            zero
-        };
-        Self {
-            w,
-            scale: eight_f16(tile, table),
-            min,
-        }
+            let zero = [vdupq_n_f32(0.0); 2];
+            let min = if Q::HAS_MIN {
+                eight_f16(tile, Q::MIN_AT + table)
+            } else {
+                zero
+            };
+            Self {
+                w,
+                scale: eight_f16(tile, table),
+                min,
+            }
+        })
     }
 
     /// Hides where the weights come from, once a pass: the compiler would otherwise split every register into two halves
     /// outside the loop, run out of registers and fetch the halves from the stack.
-    #[inline]
-    #[target_feature(enable = "neon")]
+    #[inline(always)]
     fn keep_whole(&mut self) {
         for w in self.w.as_flattened_mut() {
+            let mut whole = *w;
             // SAFETY: no instruction at all.
             unsafe {
-                asm!(
-                    "/* {0:v} */",
-                    inout(vreg) * w,
-                    options(nomem, nostack, preserves_flags)
-                )
+                asm!("/* {0:v} */", inout(vreg) whole, options(nomem, nostack, preserves_flags))
             }
+            *w = whole;
         }
     }
 
     /// One block's step of the accumulators of eight rows.
-    #[inline]
-    #[target_feature(enable = "neon")]
+    #[inline(always)]
     fn add_to<Q: Quant>(&self, acc: [float32x4_t; 2], x: &QBlock) -> [float32x4_t; 2] {
-        let isum = if Q::BITS == 8 {
-            self.dot8(x)
-        } else {
-            self.dot_low::<Q>(x)
-        };
-        let offset = vdupq_n_s32(x.sum.wrapping_mul(Q::OFFSET));
-        let d_sum = x.d * x.sum as f32;
-        std::array::from_fn(|rows| {
-            let isum = if Q::OFFSET == 0 {
-                isum[rows]
+        neon!({
+            let isum = if Q::BITS == 8 {
+                self.dot8(x)
             } else {
-                vsubq_s32(isum[rows], offset)
+                self.dot_low::<Q>(x)
             };
-            let scaled = vfmaq_f32(
-                acc[rows],
-                vmulq_n_f32(self.scale[rows], x.d),
-                vcvtq_f32_s32(isum),
-            );
-            if Q::HAS_MIN {
-                vfmaq_n_f32(scaled, self.min[rows], d_sum)
-            } else {
-                scaled
-            }
+            let offset = vdupq_n_s32(x.sum.wrapping_mul(Q::OFFSET));
+            let d_sum = x.d * x.sum as f32;
+            std::array::from_fn(|rows| {
+                let isum = if Q::OFFSET == 0 {
+                    isum[rows]
+                } else {
+                    vsubq_s32(isum[rows], offset)
+                };
+                let scaled = vfmaq_f32(
+                    acc[rows],
+                    vmulq_n_f32(self.scale[rows], x.d),
+                    vcvtq_f32_s32(isum),
+                );
+                if Q::HAS_MIN {
+                    vfmaq_n_f32(scaled, self.min[rows], d_sum)
+                } else {
+                    scaled
+                }
+            })
         })
     }
 
     /// 4 or 5 bits, offset not subtracted.
-    #[inline]
-    #[target_feature(enable = "neon")]
+    #[inline(always)]
     fn dot_low<Q: Quant>(&self, x: &QBlock) -> [int32x4_t; 2] {
-        // [rows 0 to 3, 4 to 7][two rows]: four sums of eight products a row.
-        let mut sum = [[vdupq_n_s16(0); 2]; 2];
-        for v in 0..8 {
-            let x = four(x, v);
-            for rows in 0..2 {
-                let w = self.w[v][rows];
-                sum[rows][0] = vmlal_s8(sum[rows][0], vget_low_s8(w), vget_low_s8(x));
-                sum[rows][1] = vmlal_high_s8(sum[rows][1], w, x);
+        neon!({
+            let x = values(x);
+            // [rows 0 to 3, 4 to 7][two rows]: four sums of eight products a row.
+            let mut sum = [[vdupq_n_s16(0); 2]; 2];
+            for v in 0..8 {
+                let x = four(x, v);
+                for rows in 0..2 {
+                    let w = self.w[v][rows];
+                    sum[rows][0] = vmlal_s8(sum[rows][0], vget_low_s8(w), vget_low_s8(x));
+                    sum[rows][1] = vmlal_high_s8(sum[rows][1], w, x);
+                }
             }
-        }
-        sum.map(|[a, b]| {
-            if Q::BITS == 4 {
-                vpaddlq_s16(vpaddq_s16(a, b))
-            } else {
-                vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b))
-            }
+            sum.map(|[a, b]| {
+                if Q::BITS == 4 {
+                    vpaddlq_s16(vpaddq_s16(a, b))
+                } else {
+                    vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b))
+                }
+            })
         })
     }
 
     /// 8 bits: two products an int16, then on in int32.
-    #[inline]
-    #[target_feature(enable = "neon")]
+    #[inline(always)]
     fn dot8(&self, x: &QBlock) -> [int32x4_t; 2] {
-        let mut sum = [[vdupq_n_s32(0); 2]; 2];
-        for v in (0..8).step_by(2) {
-            let (x, y) = (four(x, v), four(x, v + 1));
-            for rows in 0..2 {
-                let (w, u) = (self.w[v][rows], self.w[v + 1][rows]);
-                let low = vmlal_s8(
-                    vmull_s8(vget_low_s8(w), vget_low_s8(x)),
-                    vget_low_s8(u),
-                    vget_low_s8(y),
-                );
-                let high = vmlal_high_s8(vmull_high_s8(w, x), u, y);
-                sum[rows] = [
-                    vpadalq_s16(sum[rows][0], low),
-                    vpadalq_s16(sum[rows][1], high),
-                ];
+        neon!({
+            let x = values(x);
+            let mut sum = [[vdupq_n_s32(0); 2]; 2];
+            for v in (0..8).step_by(2) {
+                let (x, y) = (four(x, v), four(x, v + 1));
+                for rows in 0..2 {
+                    let (w, u) = (self.w[v][rows], self.w[v + 1][rows]);
+                    let low = vmlal_s8(
+                        vmull_s8(vget_low_s8(w), vget_low_s8(x)),
+                        vget_low_s8(u),
+                        vget_low_s8(y),
+                    );
+                    let high = vmlal_high_s8(vmull_high_s8(w, x), u, y);
+                    sum[rows] = [
+                        vpadalq_s16(sum[rows][0], low),
+                        vpadalq_s16(sum[rows][1], high),
+                    ];
+                }
             }
-        }
-        sum.map(|[a, b]| vpaddq_s32(a, b))
+            sum.map(|[a, b]| vpaddq_s32(a, b))
+        })
     }
 }
 
 /// The fifth bits of the values of vector `v` (0 to 3 low nibbles, 4 to 7 high), as 16 or 0 a byte.
-#[inline]
-#[target_feature(enable = "neon")]
+#[inline(always)]
 fn fifth_bits(high: uint8x16_t, v: usize) -> uint8x16_t {
-    let shifted = match v {
-        0 => vshlq_n_u8::<4>(high),
-        1 => vshlq_n_u8::<3>(high),
-        2 => vshlq_n_u8::<2>(high),
-        3 => vshlq_n_u8::<1>(high),
-        4 => high,
-        5 => vshrq_n_u8::<1>(high),
-        6 => vshrq_n_u8::<2>(high),
-        _ => vshrq_n_u8::<3>(high),
-    };
-    vandq_u8(shifted, vdupq_n_u8(16))
+    neon!({
+        let shifted = match v {
+            0 => vshlq_n_u8::<4>(high),
+            1 => vshlq_n_u8::<3>(high),
+            2 => vshlq_n_u8::<2>(high),
+            3 => vshlq_n_u8::<1>(high),
+            4 => high,
+            5 => vshrq_n_u8::<1>(high),
+            6 => vshrq_n_u8::<2>(high),
+            _ => vshrq_n_u8::<3>(high),
+        };
+        vandq_u8(shifted, vdupq_n_u8(16))
+    })
 }
 
 /// Values `4 v .. 4 v + 4`, four times over.
-#[inline]
-#[target_feature(enable = "neon")]
-fn four(x: &QBlock, v: usize) -> int8x16_t {
-    let q = x.q.as_chunks::<4>().0[v];
-    vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(q.map(i8::cast_unsigned))))
+#[inline(always)]
+fn four(x: [int32x4_t; 2], v: usize) -> int8x16_t {
+    let x = x[v / 4];
+    neon!(vreinterpretq_s8_s32(match v % 4 {
+        0 => vdupq_laneq_s32::<0>(x),
+        1 => vdupq_laneq_s32::<1>(x),
+        2 => vdupq_laneq_s32::<2>(x),
+        _ => vdupq_laneq_s32::<3>(x),
+    }))
 }
-#[inline]
-#[target_feature(enable = "neon")]
+
+/// A block's values in two registers: two loads, where a repeating load for every four would need an address each.
+#[inline(always)]
+fn values(x: &QBlock) -> [int32x4_t; 2] {
+    let q = x.q.as_chunks::<16>().0;
+    neon!([
+        vreinterpretq_s32_s8(vld1q_s8(q[0].as_ptr())),
+        vreinterpretq_s32_s8(vld1q_s8(q[1].as_ptr())),
+    ])
+}
+
+#[inline(always)]
 fn fetch_ahead<Q: Quant>(tile: &[u8]) {
     for line in (0..Q::TILE_BYTES).step_by(64) {
         // Past the last row group this points nowhere, which a hint may.
@@ -309,28 +327,22 @@ fn fetch_ahead<Q: Quant>(tile: &[u8]) {
 }
 
 /// 16 bytes at `at`.
-#[inline]
-#[target_feature(enable = "neon")]
+#[inline(always)]
 fn bytes(tile: &[u8], at: usize) -> uint8x16_t {
-    debug_assert!(at + 16 <= tile.len());
-    // SAFETY: callers pass a whole tile (`chunks_exact` of `TILE_BYTES`) and an offset of a quarter of one of its vectors.
-    unsafe { vld1q_u8(tile.as_ptr().add(at)) }
+    let bytes = &tile[at..at + 16];
+    neon!(vld1q_u8(bytes.as_ptr()))
 }
 
 /// Eight f16 at `at`.
-#[inline]
-#[target_feature(enable = "neon")]
+#[inline(always)]
 fn eight_f16(tile: &[u8], at: usize) -> [float32x4_t; 2] {
-    debug_assert!(at + 16 <= tile.len());
-    // SAFETY: callers pass a whole tile and an offset of eight of its scales or minimums.
-    widen_eight_f16(unsafe { vld1q_u8(tile.as_ptr().add(at)) })
+    widen_eight_f16(bytes(tile, at))
 }
-#[inline]
-#[target_feature(enable = "neon")]
+
+#[inline(always)]
 fn store(x: [float32x4_t; 2], out: &mut [f32; 8]) {
-    // SAFETY: eight values are behind the reference.
-    unsafe {
+    neon!({
         vst1q_f32(out.as_mut_ptr(), x[0]);
         vst1q_f32(out.as_mut_ptr().add(4), x[1]);
-    }
+    })
 }
