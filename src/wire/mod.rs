@@ -1,5 +1,5 @@
 //! What peers say, as bytes, and what it means: HTTP/1.1 with the OpenAI API ([`http`], [`openai`]) and the serial
-//! line's protocol ([`line`]). Both end in the same [`GenerateRequest`]. Pure: no descriptor, no clock, no model.
+//! line's protocol ([`mod@line`]). Both end in the same [`GenerateRequest`]. Pure: no descriptor, no clock, no model.
 //! Next on the data's way: `serve`, which turns a request into a job for the engine.
 
 pub mod http;
