@@ -138,10 +138,10 @@ pub(crate) fn attend<S: Simd>(
             let out = &mut out[head * a.head_dim..][..count * a.head_dim];
             let (m, l) = (&mut scratch.max[head..], &mut scratch.sum[head..]);
             match count {
-                1 => b.heads::<S, 1>(s, q, out, &mut scratch.scores, m, l),
-                2 => b.heads::<S, 2>(s, q, out, &mut scratch.scores, m, l),
-                3 => b.heads::<S, 3>(s, q, out, &mut scratch.scores, m, l),
-                _ => b.heads::<S, 4>(s, q, out, &mut scratch.scores, m, l),
+                1 => b.heads::<S, 1, 4>(s, q, out, &mut scratch.scores, m, l),
+                2 => b.heads::<S, 2, 2>(s, q, out, &mut scratch.scores, m, l),
+                3 => b.heads::<S, 3, 2>(s, q, out, &mut scratch.scores, m, l),
+                _ => b.heads::<S, 4, 1>(s, q, out, &mut scratch.scores, m, l),
             }
             head += count;
         }
@@ -167,9 +167,10 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// `H` heads against the block, combined into `out`, `m` and `l`.
+    /// `H` heads against the block, combined into `out`, `m` and `l`. `C` vectors of positions, then of channels, are in
+    /// hand at once: `H × C` chains of additions are enough to hide their latency and few enough to stay in registers.
     #[inline(always)]
-    fn heads<S: Simd, const H: usize>(
+    fn heads<S: Simd, const H: usize, const C: usize>(
         &self,
         s: S,
         q: &[f32],
@@ -178,10 +179,11 @@ impl Block<'_> {
         m: &mut [f32],
         l: &mut [f32],
     ) {
-        self.scores::<S, H>(s, q, scores);
+        for tile in (0..self.positions.div_ceil(LANES)).step_by(C) {
+            self.scores::<S, H, C>(s, q, tile, scores);
+        }
         // Factors of the old and the new part of `o`; on the first block there is no old part.
-        let mut keep = [s.splat(0.0); H];
-        let mut take = [s.splat(1.0); H];
+        let mut factors = [(0.0, 1.0); H];
         for h in 0..H {
             let (block_max, block_sum) = self.softmax(s, &mut scores[h]);
             if self.first {
@@ -195,62 +197,93 @@ impl Block<'_> {
             );
             l[h] = l[h].mul_add(c, block_sum * e);
             m[h] = max;
-            (keep[h], take[h]) = (s.splat(c), s.splat(e));
+            factors[h] = (c, e);
         }
-        let (values, next) = (
-            &self.kv[4 * LANES * self.columns..],
-            &self.next[4 * LANES * self.columns..],
-        );
         let out = out.as_chunks_mut::<LANES>().0;
-        for column in 0..self.columns {
-            let mut acc = [s.splat(0.0); H];
-            for p in 0..self.positions {
-                let v = s.load_f16(&values[p * self.columns + column]);
-                if column % 2 == 0 {
-                    s.prefetch(&next[p * self.columns + column]);
-                }
-                for h in 0..H {
-                    acc[h] = s.fma(s.splat(scores[h][p]), v, acc[h]);
-                }
-            }
-            for h in 0..H {
-                let out = &mut out[h * self.columns + column];
-                let o = if self.first {
-                    acc[h]
-                } else {
-                    s.fma(s.load(out), keep[h], s.mul(acc[h], take[h]))
-                };
-                s.store(o, out);
-            }
+        let mut column = 0;
+        while column + C <= self.columns {
+            self.values::<S, H, C>(s, scores, column, &factors, out);
+            column += C;
+        }
+        while column < self.columns {
+            self.values::<S, H, 1>(s, scores, column, &factors, out);
+            column += 1;
         }
     }
 
-    /// `scores[h][p]`, scaled; lanes past the last position hold whatever the cache does.
+    /// `scores[h][p]`, scaled, of `C` tiles of positions; lanes past the last position hold whatever the cache does.
     #[inline(always)]
-    fn scores<S: Simd, const H: usize>(
+    fn scores<S: Simd, const H: usize, const C: usize>(
         &self,
         s: S,
         q: &[f32],
+        tile: usize,
         scores: &mut [[f32; KV_BLOCK]; HEADS_AT_ONCE],
     ) {
         let head_dim = self.columns * LANES;
         let q: [&[f32]; H] = std::array::from_fn(|h| &q[h * head_dim..][..head_dim]);
-        for tile in 0..self.positions.div_ceil(LANES) {
-            let keys = &self.kv[tile * head_dim..][..head_dim];
-            let next = &self.next[tile * head_dim..][..head_dim];
-            let mut acc = [s.splat(0.0); H];
-            for d in 0..head_dim {
-                let k = s.load_f16(&keys[d]);
-                if d % 2 == 0 {
-                    s.prefetch(&next[d]);
-                }
+        let keys: [&[_]; C] =
+            std::array::from_fn(|c| &self.kv[(tile + c) * head_dim..][..head_dim]);
+        let next = self.next[tile * head_dim..].as_ptr();
+        let mut acc = [[s.splat(0.0); C]; H];
+        for d in 0..head_dim {
+            // Two vectors a cache line.
+            if C > 1 || d.is_multiple_of(2) {
+                s.prefetch(next.wrapping_add(d * C));
+            }
+            let q = q.map(|q| s.splat(q[d]));
+            for c in 0..C {
+                let k = s.load_f16(&keys[c][d]);
                 for h in 0..H {
-                    acc[h] = s.fma(s.splat(q[h][d]), k, acc[h]);
+                    acc[h][c] = s.fma(q[h], k, acc[h][c]);
                 }
             }
-            for h in 0..H {
-                let out = &mut scores[h].as_chunks_mut::<LANES>().0[tile];
-                s.store(s.mul(acc[h], s.splat(self.scale)), out);
+        }
+        for h in 0..H {
+            let tiles = &mut scores[h].as_chunks_mut::<LANES>().0[tile..];
+            for (out, acc) in tiles.iter_mut().zip(acc[h]) {
+                s.store(s.mul(acc, s.splat(self.scale)), out);
+            }
+        }
+    }
+
+    /// Channels `16 column ..` of `C` vectors: the weighted sum of the block's values, combined into `out`.
+    #[inline(always)]
+    fn values<S: Simd, const H: usize, const C: usize>(
+        &self,
+        s: S,
+        weights: &[[f32; KV_BLOCK]; HEADS_AT_ONCE],
+        column: usize,
+        factors: &[(f32, f32); H],
+        out: &mut [[f32; LANES]],
+    ) {
+        let first_value = KV_BLOCK * self.columns;
+        let rows = self.kv[first_value..].chunks_exact(self.columns);
+        let next = self.next[first_value + column..].as_ptr();
+        let mut acc = [[s.splat(0.0); C]; H];
+        for (p, row) in rows.enumerate().take(self.positions.min(KV_BLOCK)) {
+            if C > 1 || column.is_multiple_of(2) {
+                s.prefetch(next.wrapping_add(p * self.columns));
+            }
+            let row: &[_; C] = &row[column..].as_chunks().0[0];
+            let w: [_; H] = std::array::from_fn(|h| s.splat(weights[h][p]));
+            for c in 0..C {
+                let v = s.load_f16(&row[c]);
+                for h in 0..H {
+                    acc[h][c] = s.fma(w[h], v, acc[h][c]);
+                }
+            }
+        }
+        for h in 0..H {
+            let (keep, take) = (s.splat(factors[h].0), s.splat(factors[h].1));
+            let columns = &mut out[h * self.columns + column..];
+            for (out, new) in columns.iter_mut().zip(acc[h]) {
+                let o = if self.first {
+                    new
+                } else {
+                    s.fma(s.load(out), keep, s.mul(new, take))
+                };
+                s.store(o, out);
             }
         }
     }

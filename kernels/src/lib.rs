@@ -34,7 +34,7 @@
 //!   a kernel through the weights.
 //!
 //! # Reading order
-//! [`format`](Format) and `pack` (the layout) · `quantize`'s [`QBlock`] · `simd` (the sixteen lanes) · `ops` and
+//! [`format`](Format) and `pack` (the layout) · `activation` ([`QBlock`]) · `simd` (the sixteen lanes) · `ops` and
 //! `attention` (written once over those lanes) · `scalar` (the integer product as specified) · `avx2`, `neon` (the same
 //! product, fast) · `dispatch` (the table and the checks).
 

@@ -1,7 +1,7 @@
 //! One model: its hyperparameters, weights and forward pass. Token ids in, logits out; text and requests are unknown here.
 //!
 //! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors, repacked) ·
-//! [`plan`] (what all of it takes in memory) · [`rope`], [`kv`], [`forward`] (a step) · [`reference`] (the same model computed
+//! [`plan`] (what all of it takes in memory) · [`rope`], [`kv`], [`forward`] (a step) · [`mod@reference`] (the same model computed
 //! in plain F32, to be close to). Next on the data's way: `engine`.
 
 pub mod arch;

@@ -1,5 +1,5 @@
-//! One file a model family: which metadata keys make its [`Hyper`] and which tensors its [`TensorNames`].
-//! Next on the data's way: `model::weights` finds, checks and repacks those tensors.
+//! One file a model family: which metadata keys make its [`Hyper`].
+//! Next on the data's way: `model::weights` finds, checks and repacks the tensors.
 
 use crate::model::ModelError;
 use crate::model::gguf::Gguf;
