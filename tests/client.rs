@@ -3,16 +3,23 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Script, wait_for, with_daemon};
+use common::{PATIENCE, Script, wait_for, with_daemon};
 use hearth::client::http::{Ended, Question, ask_streaming};
 use hearth::client::{AskArgs, ChatArgs, ClientError, ask_to, chat_lines};
 use hearth::wire::Message;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn ask(socket: &Path, args: &AskArgs, text: &str) -> Result<String, ClientError> {
     let mut out = Vec::new();
@@ -129,4 +136,48 @@ fn what_is_no_hearth_is_an_error_and_no_hang() {
             );
         }
     });
+}
+
+/// The line editor shares the process's signals with the client: this is the real program in a terminal.
+#[test]
+fn ctrl_c_in_a_terminal_cancels_the_answer_and_not_the_program() {
+    let script = Script { answer: "la".to_owned(), endless: true, pace: Duration::from_millis(2), ..Script::default() };
+    with_daemon(&script, None, |daemon| {
+        let pty = openpty(None, None).unwrap();
+        let mut terminal = File::from(pty.master);
+        let mut keys = terminal.try_clone().unwrap();
+        let end = || Stdio::from(pty.slave.try_clone().unwrap());
+        let mut chat = Command::new(env!("CARGO_BIN_EXE_hearth"))
+            .args(["chat", "--socket", daemon.socket.to_str().unwrap()])
+            .env("TERM", "vt100")
+            .stdin(end())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .unwrap();
+        let mut until = |end: &str| {
+            let mut seen = Vec::new();
+            let mut byte = [0];
+            while !seen.ends_with(end.as_bytes()) {
+                let mut fds = [PollFd::new(terminal.as_fd(), PollFlags::POLLIN)];
+                let patience = PollTimeout::try_from(PATIENCE).unwrap();
+                assert_eq!(poll(&mut fds, patience), Ok(1), "no {end:?} behind {:?}", String::from_utf8_lossy(&seen));
+                terminal.read_exact(&mut byte).unwrap();
+                seen.push(byte[0]);
+            }
+        };
+        let interrupt = || kill(Pid::from_raw(chat.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+        for round in 1..3 {
+            until("> ");
+            keys.write_all(b"sing\r").unwrap();
+            until("lalala");
+            interrupt();
+            until("[cancelled]");
+            wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == round);
+        }
+        until("> ");
+        keys.write_all(b"/quit\r").unwrap();
+        assert!(chat.wait().unwrap().success());
+    })
+    .unwrap();
 }

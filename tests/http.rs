@@ -5,12 +5,14 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{Script, post, read_response, wait_for, with_daemon, with_daemon_at};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -286,6 +288,44 @@ fn a_second_request_to_stop_stops_at_once() {
         daemon.ask_to_stop();
         assert_eq!(read_response(&mut stream).status, 503);
         wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
+    })
+    .unwrap();
+}
+
+#[test]
+fn unfinished_requests_together_are_bounded() {
+    with_daemon(&script("a"), None, |daemon| {
+        let body = hearth::wire::http::MAX_BODY_BYTES;
+        let head = format!("POST /v1/completions HTTP/1.1\r\nContent-Length: {body}\r\n\r\n");
+        let fit = hearth::serve::MAX_INPUT_BYTES / body;
+        // All but the last byte of each, as often as the limit holds them, and once more.
+        let mut held: Vec<UnixStream> = (0..fit + 1)
+            .map(|_| {
+                let mut stream = daemon.connect();
+                stream.write_all(head.as_bytes()).unwrap();
+                // The one that is refused may find its connection shut in the middle.
+                let _ = stream.write_all(&vec![b' '; body - 1]);
+                stream
+            })
+            .collect();
+        // Which one went over depends on who was read when.
+        let mut answered = Vec::new();
+        wait_for("a refusal", || {
+            let mut fds: Vec<PollFd<'_>> = held.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)).collect();
+            poll(&mut fds, PollTimeout::ZERO).unwrap();
+            answered = (0..fds.len()).filter(|&at| fds[at].any() == Some(true)).collect();
+            !answered.is_empty()
+        });
+        assert_eq!(answered.len(), 1, "one is enough");
+        assert_eq!(read_response(&mut held.remove(answered[0])).status, 503);
+        assert_eq!(daemon.health("status"), "ok", "a small request always finds room");
+        let ends = held.iter_mut().map(|stream| {
+            let _ = stream.write_all(b" ");
+            read_response(stream).status
+        });
+        let ends: Vec<u16> = ends.collect();
+        let whole = ends.iter().filter(|&&status| status == 400).count();
+        assert!(whole >= fit - 1 && ends.iter().all(|status| [400, 503].contains(status)), "{ends:?}");
     })
     .unwrap();
 }

@@ -47,11 +47,7 @@ pub fn chat_over(socket: &Path, args: &ChatArgs) -> Result<(), ClientError> {
     if !io::stdin().is_terminal() {
         return chat_lines(socket, args, io::stdin().lock(), &mut out);
     }
-    let cancel = Arc::new(AtomicBool::new(false));
-    let handler = signal_hook::flag::register(SIGINT, Arc::clone(&cancel)).map_err(ClientError::Input)?;
-    let result = in_terminal(&mut Talk::new(socket, args, &cancel), &mut out);
-    signal_hook::low_level::unregister(handler);
-    result
+    in_terminal(socket, args, &mut out)
 }
 
 /// The same for lines from a pipe or a file.
@@ -69,9 +65,22 @@ pub fn chat_lines(socket: &Path, args: &ChatArgs, input: impl BufRead, out: &mut
     Ok(())
 }
 
-fn in_terminal(talk: &mut Talk<'_>, out: &mut dyn Write) -> Result<(), ClientError> {
+fn in_terminal(socket: &Path, args: &ChatArgs, out: &mut dyn Write) -> Result<(), ClientError> {
     let config = Config::builder().auto_add_history(true).build();
     let mut editor = Editor::<(), MemHistory>::with_history(config, MemHistory::new())?;
+    // After the editor, which takes SIGINT for itself when it is made: the later handler hears it first and passes it on.
+    let cancel = Arc::new(AtomicBool::new(false));
+    let handler = signal_hook::flag::register(SIGINT, Arc::clone(&cancel)).map_err(ClientError::Input)?;
+    let result = talk_in_terminal(&mut editor, &mut Talk::new(socket, args, &cancel), out);
+    signal_hook::low_level::unregister(handler);
+    result
+}
+
+fn talk_in_terminal(
+    editor: &mut Editor<(), MemHistory>,
+    talk: &mut Talk<'_>,
+    out: &mut dyn Write,
+) -> Result<(), ClientError> {
     say(out, "^C cancels an answer, /reset forgets the conversation, /quit or ^D ends.\n")?;
     loop {
         match editor.readline("> ") {

@@ -26,7 +26,7 @@ use crate::wire::{Outcome, Reject};
 mod tests;
 
 /// Output that may wait for a slow reader, in bytes; an answer that grows beyond it is ended with its connection.
-pub const MAX_OUTPUT_BYTES: usize = 128 * 1024;
+pub const MAX_OUTPUT_BYTES: usize = 32 * 1024;
 /// A connection may be silent between requests for this long.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A request must be whole this long after its first byte.
@@ -115,6 +115,16 @@ impl Conn {
     /// The engine's request that this connection waits for.
     pub(super) fn request(&self) -> Option<RequestId> {
         self.exchange.as_ref().map(|(id, _)| *id)
+    }
+
+    /// Input held, in bytes.
+    pub(super) fn buffered(&self) -> usize {
+        self.parser.buffered()
+    }
+
+    /// Drops what came in; nothing more is read from a connection whose last answer is given.
+    pub(super) fn forget_input(&mut self) {
+        self.parser = Parser::default();
     }
 
     /// Takes what the peer sent.

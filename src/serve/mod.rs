@@ -2,8 +2,9 @@
 //! turns requests into jobs and tokens into text, and is the only place that touches a client. The engine never waits for
 //! it: what a client does not read, a client loses. Next on the data's way: `engine::queue`.
 //!
-//! Its memory is bounded by [`MAX_CONNECTIONS`] times what one connection may hold ([`MAX_BUFFERED_BYTES`](crate::wire::http::MAX_BUFFERED_BYTES) in,
-//! [`conn::MAX_OUTPUT_BYTES`] out, and one whole answer where it is not streamed).
+//! Its memory is bounded: [`MAX_INPUT_BYTES`] in for all connections together, [`conn::MAX_OUTPUT_BYTES`] out for each of
+//! [`MAX_CONNECTIONS`], a whole answer for each request that is not streamed, and the JSON of one request at a time (5 MiB at
+//! most, by `wire::request::MAX_JSON_VALUES`).
 
 mod admit;
 pub mod conn;
@@ -30,6 +31,8 @@ use crate::sys::tty::TtyError;
 
 /// Connections at once; the next one gets 503. More than the engine's ring holds, so that a full ring is told as 429.
 pub const MAX_CONNECTIONS: usize = 64;
+/// Input that all connections together may hold, in bytes; beyond, the one that holds most gets 503.
+pub const MAX_INPUT_BYTES: usize = 2 * 1024 * 1024;
 /// Running answers may take this long after the first signal to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -18,7 +18,7 @@ use super::conn::{Conn, State};
 use super::listener::SocketFile;
 use super::text::AnswerText;
 use super::tty::TtyPort;
-use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, ServeError, ServeSetup};
+use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
 use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::signals::StopSignals;
@@ -168,7 +168,22 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 if event.writable {
                     conn.flush(now);
                 }
+                self.bound_input(now);
             }
+        }
+    }
+
+    /// Where the input of all connections is too much, the one that holds most loses its request: a small one always finds room.
+    fn bound_input(&mut self, now: Instant) {
+        let held: usize = self.conns.values().map(Conn::buffered).sum();
+        if held <= MAX_INPUT_BYTES {
+            return;
+        }
+        let reading = self.conns.values_mut().filter(|conn| conn.state() == State::Reading);
+        if let Some(conn) = reading.max_by_key(|conn| conn.buffered()) {
+            let full = format!("unfinished requests hold {MAX_INPUT_BYTES} bytes; try again in a moment");
+            conn.reject(Reply::LAST, &Reject::unavailable(full), now);
+            conn.forget_input();
         }
     }
 

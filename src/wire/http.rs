@@ -120,6 +120,14 @@ impl Parser {
         self.input.len() < MAX_BUFFERED_BYTES
     }
 
+    /// Bytes held.
+    pub fn buffered(&self) -> usize {
+        match &self.state {
+            State::Chunked { body, .. } => self.input.len() + body.len(),
+            _ => self.input.len(),
+        }
+    }
+
     /// Whether a request has begun and not ended.
     pub fn is_midway(&self) -> bool {
         !self.input.is_empty() || matches!(self.state, State::Sized { .. } | State::Chunked { .. })

@@ -9,6 +9,9 @@ use super::{GenerateRequest, Message, Prompt, Reject, SamplingFields};
 pub const MAX_STOP_STRINGS: usize = 16;
 /// Length of one stop string, in bytes; `text::stop` takes as much.
 pub const MAX_STOP_BYTES: usize = 256;
+/// Values in one request's JSON: token ids of a context of 32 Ki fit. In memory one takes up to 80 bytes and arrays grow by
+/// doubling, so that an unbounded count would take 60 times the body's length.
+pub const MAX_JSON_VALUES: usize = 40_000;
 /// Messages of one conversation.
 pub const MAX_MESSAGES: usize = 1024;
 /// Length of `date`, in bytes.
@@ -30,6 +33,11 @@ pub(super) enum Kind {
 /// # Errors
 /// Not JSON, not an object, a field missing, of the wrong type, out of range, or not served.
 pub(super) fn parse(body: &[u8], kind: Kind, stream_default: bool) -> Result<GenerateRequest, Reject> {
+    let values = count_values(body);
+    if values > MAX_JSON_VALUES {
+        let many = format!("the request has {values} values, at most {MAX_JSON_VALUES} are read");
+        return Err(Reject::request(413, many).with_code("too_many_values"));
+    }
     // serde_json's own text may quote the input, so only its position is passed on.
     let value: Value = serde_json::from_slice(body).map_err(|e| {
         let what = if e.is_eof() { "ends too early" } else { "is not JSON" };
@@ -40,6 +48,21 @@ pub(super) fn parse(body: &[u8], kind: Kind, stream_default: bool) -> Result<Gen
         return Err(Reject::request(400, "the request must be a JSON object").with_code("invalid_json"));
     };
     Fields(object).request(kind, stream_default)
+}
+
+/// Values of a JSON text, or more: what separates and opens them, outside of strings.
+fn count_values(json: &[u8]) -> usize {
+    let (mut in_string, mut escaped, mut count) = (false, false, 1);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// The object's fields; `null` counts as absent, as clients send it.

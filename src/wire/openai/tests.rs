@@ -183,8 +183,21 @@ fn a_body_that_is_no_object_says_where() {
         assert_eq!((reject.status, reject.code), (400, Some("invalid_json")), "{body:?}");
         assert!(reject.message.contains(needle), "{}", reject.message);
     }
-    let deep = "[".repeat(100_000);
+    let deep = "[".repeat(30_000);
     assert_eq!(chat(&deep).unwrap_err().status, 400);
+}
+
+#[test]
+fn a_body_cannot_take_many_times_its_length() {
+    let ids = |n: usize| format!("{{\"prompt\":[{}1]}}", "1,".repeat(n - 1));
+    assert!(size_of::<Value>() <= 80);
+    assert!(matches!(completion(&ids(32 * 1024)).unwrap().prompt, Prompt::Tokens(t) if t.len() == 32 * 1024));
+    let many = completion(&ids(request::MAX_JSON_VALUES)).unwrap_err();
+    assert_eq!((many.status, many.code), (413, Some("too_many_values")));
+    assert!(with(&format!("\"x\":{}{}", "[".repeat(100_000), "]".repeat(100_000))).is_err());
+    // Text is no value, whatever stands in it.
+    let text = format!(r#"{{"prompt":"{}"}}"#, r#"\"[{,"#.repeat(20_000));
+    assert!(completion(&text).is_ok());
 }
 
 #[test]
