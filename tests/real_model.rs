@@ -24,7 +24,7 @@ use hearth_kernels::Kernels;
 use serde_json::Value;
 
 /// xxh3-64 over the logits of 4 greedy steps after "The capital of France is".
-const GOLDEN: u64 = 0;
+const GOLDEN: u64 = 0xf742_af74_552d_7e7e;
 /// Below this lead of the best token over the second, F32 itself is a close call (nats).
 const MARGIN: f64 = 0.5;
 /// Kullback-Leibler divergence from F32 that each prompt may have (nats).
