@@ -58,7 +58,8 @@ fn serve(arguments: &[&str]) -> Daemon {
 fn ask(socket: &Path, body: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     let length = body.len();
-    write!(stream, "POST /v1/completions HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
+    write!(stream, "POST /v1/completions HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
@@ -99,7 +100,20 @@ fn planned_memory_covers_the_anonymous_memory_of_a_loaded_daemon() {
 #[test]
 fn planned_memory_covers_the_bench_and_its_figures_are_there() {
     let model = model();
-    let bench = json(&["bench", "--model", &model, "--prompt", "200", "--gen", "8", "--batch", "2", "--threads", "2", "--json"]);
+    let bench = json(&[
+        "bench",
+        "--model",
+        &model,
+        "--prompt",
+        "200",
+        "--gen",
+        "8",
+        "--batch",
+        "2",
+        "--threads",
+        "2",
+        "--json",
+    ]);
     assert!(bench["anon_bytes"].as_u64().unwrap() <= bench["planned_bytes"].as_u64().unwrap(), "{bench}");
     for key in ["prefill_tok_s", "decode_tok_s", "decode_gb_s", "first_token_ms", "peak_rss_bytes"] {
         assert!(bench[key].as_f64().unwrap() > 0.0, "{key}: {bench}");

@@ -70,7 +70,8 @@ fn greedy(model: &Model<'_>, settings: Settings, prompt: &[TokenId], max_tokens:
     for id in 0..batch as u64 {
         let cancel = Arc::new(AtomicBool::new(false));
         let sampling = SamplingParams::default();
-        let job = Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
+        let job =
+            Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
         engine.admit(Box::new(job)).unwrap();
     }
     let mut tokens = vec![vec![]; batch];

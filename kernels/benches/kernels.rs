@@ -6,8 +6,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use hearth_kernels::{
-    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, Rows, blocks_per_row,
-    kv_block_len, packed_bytes, padded_cols,
+    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, Rows, blocks_per_row, kv_block_len, packed_bytes,
+    padded_cols,
 };
 
 /// Output × input features.
@@ -20,10 +20,7 @@ const PREFILL: usize = 128;
 const TIME: Duration = Duration::from_millis(120);
 
 fn main() {
-    let words: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let asked = |names: &[&str], name: &str| {
         let any = words.iter().any(|word| names.contains(&word.as_str()));
         !any || words.iter().any(|word| word == name)
@@ -31,10 +28,7 @@ fn main() {
     let parts = ["matmul", "attention"];
     println!("cpu: {}", cpu());
     let memory = Memory::new();
-    println!(
-        "plain read loop, 768 MiB: {:.1} GB/s",
-        memory.read_bandwidth()
-    );
+    println!("plain read loop, 768 MiB: {:.1} GB/s", memory.read_bandwidth());
     for kernels in Kernels::supported().filter(|kernels| asked(&Kernels::NAMES, kernels.name())) {
         if kernels.name() == "scalar" && !words.iter().any(|word| word == "scalar") {
             continue;
@@ -49,10 +43,7 @@ fn main() {
                 "", "", "", "GMAC/s", "GMAC/s", "GB/s", "GMAC/s", "GMAC/s"
             );
             let names = Format::ALL.map(Format::name);
-            for format in Format::ALL
-                .into_iter()
-                .filter(|format| asked(&names, format.name()))
-            {
+            for format in Format::ALL.into_iter().filter(|format| asked(&names, format.name())) {
                 for (rows, cols) in SHAPES {
                     products(kernels, format, rows, cols, &memory);
                 }
@@ -100,14 +91,9 @@ fn products(kernels: Kernels, format: Format, rows: usize, cols: usize, memory: 
     let bytes = packed_bytes(format, rows, cols).expect("a small shape");
     let matrix = |tiles| Matrix::new(format, rows, cols, tiles).expect("aligned tiles");
     let groups = rows / 16;
-    let x: Vec<f32> = (0..padded_cols(cols) * PREFILL)
-        .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
-        .collect();
+    let x: Vec<f32> = (0..padded_cols(cols) * PREFILL).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
     let mut q = vec![QBlock::default(); blocks_per_row(cols) * PREFILL];
-    for (x, q) in x
-        .chunks(padded_cols(cols))
-        .zip(q.chunks_mut(blocks_per_row(cols)))
-    {
+    for (x, q) in x.chunks(padded_cols(cols)).zip(q.chunks_mut(blocks_per_row(cols))) {
         kernels.quantize(x, q);
     }
     let input = |n: usize| {
@@ -126,9 +112,7 @@ fn products(kernels: Kernels, format: Format, rows: usize, cols: usize, memory: 
     };
     let hot = (bytes <= HOT_BYTES).then(|| macs / best(8, || run(&first, 1)) / 1e9);
     let copies = memory.tiles(bytes).count();
-    let cold = best(1, || {
-        memory.tiles(bytes).for_each(|tiles| run(&matrix(tiles), 1))
-    }) / copies as f64;
+    let cold = best(1, || memory.tiles(bytes).for_each(|tiles| run(&matrix(tiles), 1))) / copies as f64;
     let few = 8.0 * macs / best(1, || run(&first, 8)) / 1e9;
     let many = PREFILL as f64 * macs / best(1, || run(&first, PREFILL)) / 1e9;
     let hot = hot.map_or("-".to_owned(), |hot| format!("{hot:.1}"));
@@ -154,20 +138,8 @@ fn attention(kernels: Kernels, positions: usize, hot: bool) {
     let mut out = vec![0.0; heads * head_dim];
     let mut scratch = AttentionScratch::new();
     let time = best(1, || {
-        for plane in cache
-            .chunks_exact(plane_len)
-            .cycle()
-            .take(layers * kv_heads)
-        {
-            let args = AttentionArgs {
-                q: &q,
-                heads,
-                head_dim,
-                plane,
-                table: &table,
-                positions,
-                scale: 0.125,
-            };
+        for plane in cache.chunks_exact(plane_len).cycle().take(layers * kv_heads) {
+            let args = AttentionArgs { q: &q, heads, head_dim, plane, table: &table, positions, scale: 0.125 };
             kernels.attention(&args, &mut out, &mut scratch);
             black_box(&mut out);
         }
@@ -197,7 +169,5 @@ fn best(batch: u32, mut f: impl FnMut()) -> f64 {
 fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find(|line| line.starts_with("model name"));
-    name.and_then(|line| line.split(": ").nth(1))
-        .unwrap_or(std::env::consts::ARCH)
-        .to_owned()
+    name.and_then(|line| line.split(": ").nth(1)).unwrap_or(std::env::consts::ARCH).to_owned()
 }

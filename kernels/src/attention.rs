@@ -25,35 +25,16 @@ pub const fn kv_block_len(head_dim: usize) -> usize {
 ///
 /// # Panics
 /// If `block` is not `kv_block_len(head_dim)` long, `k` or `v` not `head_dim`, or the position not below [`KV_BLOCK`].
-pub fn kv_store(
-    block: &mut [u16],
-    position_in_block: usize,
-    head_dim: usize,
-    k: &[f32],
-    v: &[f32],
-) {
-    assert_eq!(
-        block.len(),
-        kv_block_len(head_dim),
-        "kv_store: block length"
-    );
-    assert!(
-        position_in_block < KV_BLOCK,
-        "kv_store: position {position_in_block} in a block of {KV_BLOCK}"
-    );
-    assert!(
-        k.len() == head_dim && v.len() == head_dim,
-        "kv_store: head size"
-    );
+pub fn kv_store(block: &mut [u16], position_in_block: usize, head_dim: usize, k: &[f32], v: &[f32]) {
+    assert_eq!(block.len(), kv_block_len(head_dim), "kv_store: block length");
+    assert!(position_in_block < KV_BLOCK, "kv_store: position {position_in_block} in a block of {KV_BLOCK}");
+    assert!(k.len() == head_dim && v.len() == head_dim, "kv_store: head size");
     let (keys, values) = block.split_at_mut(KV_BLOCK * head_dim);
     let tile = &mut keys[position_in_block / LANES * LANES * head_dim..][..LANES * head_dim];
     for (column, k) in tile.as_chunks_mut::<LANES>().0.iter_mut().zip(k) {
         column[position_in_block % LANES] = f16::from_f32(*k).to_bits();
     }
-    for (out, v) in values[position_in_block * head_dim..][..head_dim]
-        .iter_mut()
-        .zip(v)
-    {
+    for (out, v) in values[position_in_block * head_dim..][..head_dim].iter_mut().zip(v) {
         *out = f16::from_f32(*v).to_bits();
     }
 }
@@ -109,18 +90,9 @@ impl Default for AttentionScratch {
 
 /// Attention as the numeric model says; `out` is `[heads][head_dim]`. The arguments have been checked.
 #[inline(always)]
-pub(crate) fn attend<S: Simd>(
-    s: S,
-    a: &AttentionArgs<'_>,
-    out: &mut [f32],
-    scratch: &mut AttentionScratch,
-) {
+pub(crate) fn attend<S: Simd>(s: S, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
     let block_len = kv_block_len(a.head_dim);
-    let block = |i: usize| {
-        a.plane[a.table[i] as usize * block_len..][..block_len]
-            .as_chunks::<LANES>()
-            .0
-    };
+    let block = |i: usize| a.plane[a.table[i] as usize * block_len..][..block_len].as_chunks::<LANES>().0;
     let blocks = a.positions.div_ceil(KV_BLOCK);
     for i in 0..blocks {
         let b = Block {
@@ -191,10 +163,7 @@ impl Block<'_> {
                 continue;
             }
             let max = m[h].max(block_max);
-            let (c, e) = (
-                crate::math::exp(m[h] - max),
-                crate::math::exp(block_max - max),
-            );
+            let (c, e) = (crate::math::exp(m[h] - max), crate::math::exp(block_max - max));
             l[h] = l[h].mul_add(c, block_sum * e);
             m[h] = max;
             factors[h] = (c, e);
@@ -222,8 +191,7 @@ impl Block<'_> {
     ) {
         let head_dim = self.columns * LANES;
         let q: [&[f32]; H] = std::array::from_fn(|h| &q[h * head_dim..][..head_dim]);
-        let keys: [&[_]; C] =
-            std::array::from_fn(|c| &self.kv[(tile + c) * head_dim..][..head_dim]);
+        let keys: [&[_]; C] = std::array::from_fn(|c| &self.kv[(tile + c) * head_dim..][..head_dim]);
         let next = self.next[tile * head_dim..].as_ptr();
         let mut acc = [[s.splat(0.0); C]; H];
         for d in 0..head_dim {
@@ -278,11 +246,7 @@ impl Block<'_> {
             let (keep, take) = (s.splat(factors[h].0), s.splat(factors[h].1));
             let columns = &mut out[h * self.columns + column..];
             for (out, new) in columns.iter_mut().zip(acc[h]) {
-                let o = if self.first {
-                    new
-                } else {
-                    s.fma(s.load(out), keep, s.mul(new, take))
-                };
+                let o = if self.first { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
                 s.store(o, out);
             }
         }

@@ -71,13 +71,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_f16(self, x: &[u16; LANES]) -> V {
         let p = x.as_ptr().cast::<__m128i>();
-        with!(
-            self,
-            V(
-                _mm256_cvtph_ps(_mm_loadu_si128(p)),
-                _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))
-            )
-        )
+        with!(self, V(_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))))
     }
     #[inline(always)]
     fn load_f32_bytes(self, x: &[u8; 4 * LANES]) -> V {
@@ -87,13 +81,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_f16_bytes(self, x: &[u8; 2 * LANES]) -> V {
         let p = x.as_ptr().cast::<__m128i>();
-        with!(
-            self,
-            V(
-                _mm256_cvtph_ps(_mm_loadu_si128(p)),
-                _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))
-            )
-        )
+        with!(self, V(_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p.add(1)))))
     }
     #[inline(always)]
     fn load_bf16_bytes(self, x: &[u8; 2 * LANES]) -> V {
@@ -101,10 +89,7 @@ impl Simd for Avx2 {
         with!(self, {
             let a = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
             let b = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(1)));
-            V(
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
-            )
+            V(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)))
         })
     }
     #[inline(always)]
@@ -144,13 +129,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
-        with!(
-            self,
-            V(
-                _mm256_fmadd_ps(a.0, b.0, c.0),
-                _mm256_fmadd_ps(a.1, b.1, c.1)
-            )
-        )
+        with!(self, V(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)))
     }
     #[inline(always)]
     fn select_lt(self, a: V, b: V, yes: V, no: V) -> V {
@@ -168,10 +147,7 @@ impl Simd for Avx2 {
             let one = _mm256_set1_epi32(0x3f80_0000);
             let a = _mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(t.0)), one);
             let b = _mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(t.1)), one);
-            V(
-                _mm256_mul_ps(y.0, _mm256_castsi256_ps(a)),
-                _mm256_mul_ps(y.1, _mm256_castsi256_ps(b)),
-            )
+            V(_mm256_mul_ps(y.0, _mm256_castsi256_ps(a)), _mm256_mul_ps(y.1, _mm256_castsi256_ps(b)))
         })
     }
     #[inline(always)]
@@ -200,10 +176,7 @@ impl Simd for Avx2 {
             let b = _mm256_cvtps_epi32(_mm256_mul_ps(x.1, inv));
             // 0 to 3, 8 to 11 | 4 to 7, 12 to 15: put the quarters back in order.
             let ab = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
-            let (low, high) = (
-                _mm256_castsi256_si128(ab),
-                _mm256_extracti128_si256::<1>(ab),
-            );
+            let (low, high) = (_mm256_castsi256_si128(ab), _mm256_extracti128_si256::<1>(ab));
             _mm_storeu_si128(q.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
             let t = _mm_madd_epi16(_mm_add_epi16(low, high), _mm_set1_epi16(1));
             let u = _mm_add_epi32(t, _mm_shuffle_epi32::<0b01_00_11_10>(t));

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use crate::activation::{QBlock, Rows, blocks_per_row, padded_cols};
-use crate::attention::{
-    AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len,
-};
+use crate::attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len};
 use crate::format::{BLOCK, ROW_GROUP};
 use crate::matrix::Matrix;
 use crate::simd::LANES;
@@ -111,25 +109,15 @@ impl Kernels {
     pub fn by_name(name: &str) -> Result<Self, KernelError> {
         match name {
             "scalar" => Ok(scalar()),
-            "neon" => neon().map_err(|missing| KernelError::Unsupported {
-                name: "neon",
-                missing,
-            }),
-            "avx2" => avx2().map_err(|missing| KernelError::Unsupported {
-                name: "avx2",
-                missing,
-            }),
-            _ => Err(KernelError::Unknown {
-                name: name.to_owned(),
-            }),
+            "neon" => neon().map_err(|missing| KernelError::Unsupported { name: "neon", missing }),
+            "avx2" => avx2().map_err(|missing| KernelError::Unsupported { name: "avx2", missing }),
+            _ => Err(KernelError::Unknown { name: name.to_owned() }),
         }
     }
 
     /// Every set that this CPU can run, from plainest to best.
     pub fn supported() -> impl Iterator<Item = Self> {
-        Self::NAMES
-            .into_iter()
-            .filter_map(|name| Self::by_name(name).ok())
+        Self::NAMES.into_iter().filter_map(|name| Self::by_name(name).ok())
     }
 
     /// The scalar set as a CPU without fused multiply-add runs it.
@@ -149,55 +137,24 @@ impl Kernels {
     /// # Panics
     /// If `groups` is not within `w`, `out` is not `groups.len() × n × 16` long, or `x` is not `n` rows of the kind and
     /// length that `w` takes.
-    pub fn matmul(
-        self,
-        w: &Matrix<'_>,
-        groups: Range<usize>,
-        x: Rows<'_>,
-        n: usize,
-        out: &mut [f32],
-    ) {
+    pub fn matmul(self, w: &Matrix<'_>, groups: Range<usize>, x: Rows<'_>, n: usize, out: &mut [f32]) {
         assert!(
             groups.start <= groups.end && groups.end <= w.row_groups(),
             "matmul: row groups {groups:?} of {}",
             w.row_groups()
         );
-        let cells = groups
-            .len()
-            .checked_mul(n)
-            .and_then(|c| c.checked_mul(ROW_GROUP));
-        assert_eq!(
-            Some(out.len()),
-            cells,
-            "matmul: output length for {} groups x {n} rows",
-            groups.len()
-        );
+        let cells = groups.len().checked_mul(n).and_then(|c| c.checked_mul(ROW_GROUP));
+        assert_eq!(Some(out.len()), cells, "matmul: output length for {} groups x {n} rows", groups.len());
         match x {
             Rows::Quantized(x) => {
-                assert!(
-                    w.format().is_quantized(),
-                    "matmul: quantized rows for {:?}",
-                    w.format()
-                );
-                assert_eq!(
-                    Some(x.len()),
-                    n.checked_mul(blocks_per_row(w.cols())),
-                    "matmul: blocks of {n} rows"
-                );
+                assert!(w.format().is_quantized(), "matmul: quantized rows for {:?}", w.format());
+                assert_eq!(Some(x.len()), n.checked_mul(blocks_per_row(w.cols())), "matmul: blocks of {n} rows");
                 // SAFETY: `self` proves the features; the shapes were checked above and `Matrix::new` checked the tiles.
                 unsafe { (self.0.matmul_quantized)(w, groups, x, n, out) }
             }
             Rows::Dense(x) => {
-                assert!(
-                    !w.format().is_quantized(),
-                    "matmul: dense rows for {:?}",
-                    w.format()
-                );
-                assert_eq!(
-                    Some(x.len()),
-                    n.checked_mul(padded_cols(w.cols())),
-                    "matmul: values of {n} rows"
-                );
+                assert!(!w.format().is_quantized(), "matmul: dense rows for {:?}", w.format());
+                assert_eq!(Some(x.len()), n.checked_mul(padded_cols(w.cols())), "matmul: values of {n} rows");
                 // SAFETY: as above.
                 unsafe { (self.0.matmul_dense)(w, groups, x, n, out) }
             }
@@ -209,17 +166,8 @@ impl Kernels {
     /// # Panics
     /// If `x.len()` is not a multiple of 16 or `out` is too short.
     pub fn quantize(self, x: &[f32], out: &mut [QBlock]) {
-        assert!(
-            x.len().is_multiple_of(LANES),
-            "quantize: {} values, not a multiple of 16",
-            x.len()
-        );
-        assert!(
-            x.len().div_ceil(BLOCK) <= out.len(),
-            "quantize: {} values into {} blocks",
-            x.len(),
-            out.len()
-        );
+        assert!(x.len().is_multiple_of(LANES), "quantize: {} values, not a multiple of 16", x.len());
+        assert!(x.len().div_ceil(BLOCK) <= out.len(), "quantize: {} values into {} blocks", x.len(), out.len());
         // SAFETY: `self` proves the features.
         unsafe { (self.0.quantize)(x, out) }
     }
@@ -230,21 +178,10 @@ impl Kernels {
     /// # Panics
     /// If `w` and `out` differ in length, are empty, or `x` is too short.
     pub fn rms_norm(self, x: &[f32], group_stride: usize, w: &[f32], eps: f32, out: &mut [f32]) {
-        assert!(
-            !w.is_empty() && w.len() == out.len(),
-            "rms_norm: {} weights, {} outputs",
-            w.len(),
-            out.len()
-        );
+        assert!(!w.is_empty() && w.len() == out.len(), "rms_norm: {} weights, {} outputs", w.len(), out.len());
         let last = w.len() - 1;
-        let need = (last / LANES)
-            .checked_mul(group_stride)
-            .and_then(|at| at.checked_add(last % LANES + 1));
-        assert!(
-            need.is_some_and(|need| need <= x.len()),
-            "rms_norm: input of {} is too short",
-            x.len()
-        );
+        let need = (last / LANES).checked_mul(group_stride).and_then(|at| at.checked_add(last % LANES + 1));
+        assert!(need.is_some_and(|need| need <= x.len()), "rms_norm: input of {} is too short", x.len());
         // SAFETY: `self` proves the features.
         unsafe { (self.0.rms_norm)(x, group_stride, w, eps, out) }
     }
@@ -270,11 +207,7 @@ impl Kernels {
     /// # Panics
     /// If a length, count or block number in `a` does not fit the others (see [`AttentionArgs`]).
     pub fn attention(self, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
-        assert!(
-            (1..=MAX_GROUP_HEADS).contains(&a.heads),
-            "attention: {} heads",
-            a.heads
-        );
+        assert!((1..=MAX_GROUP_HEADS).contains(&a.heads), "attention: {} heads", a.heads);
         assert!(
             a.head_dim != 0 && a.head_dim <= MAX_HEAD_DIM && a.head_dim.is_multiple_of(LANES),
             "attention: head size {}",
@@ -283,16 +216,10 @@ impl Kernels {
         assert_eq!(a.q.len(), a.heads * a.head_dim, "attention: query length");
         assert_eq!(out.len(), a.q.len(), "attention: output length");
         let blocks = a.positions.div_ceil(KV_BLOCK);
-        assert!(
-            a.positions != 0 && blocks <= a.table.len(),
-            "attention: {} positions",
-            a.positions
-        );
+        assert!(a.positions != 0 && blocks <= a.table.len(), "attention: {} positions", a.positions);
         let in_plane = a.plane.len() / kv_block_len(a.head_dim);
         assert!(
-            a.table[..blocks]
-                .iter()
-                .all(|block| (*block as usize) < in_plane),
+            a.table[..blocks].iter().all(|block| (*block as usize) < in_plane),
             "attention: a block beyond the plane's {in_plane}"
         );
         // SAFETY: `self` proves the features.
@@ -309,11 +236,7 @@ impl std::fmt::Debug for Kernels {
 #[cfg(target_arch = "x86_64")]
 fn scalar() -> Kernels {
     let fma = std::arch::is_x86_feature_detected!("fma");
-    Kernels(if fma {
-        &crate::scalar::with_fma::SCALAR_FMA
-    } else {
-        &crate::scalar::SCALAR
-    })
+    Kernels(if fma { &crate::scalar::with_fma::SCALAR_FMA } else { &crate::scalar::SCALAR })
 }
 
 #[cfg(not(target_arch = "x86_64"))]

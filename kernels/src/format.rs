@@ -32,16 +32,8 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 8] = [
-        Self::F32,
-        Self::F16,
-        Self::Bf16,
-        Self::Q8_0,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q5_0,
-        Self::Q5_1,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1];
 
     /// GGML's name of the format.
     pub fn name(self) -> &'static str {
@@ -104,9 +96,7 @@ impl Format {
 
 /// Bytes of a packed `rows` × `cols` matrix: rows padded to [`ROW_GROUP`], columns to [`TILE_K`]. `None` on overflow.
 pub fn packed_bytes(format: Format, rows: usize, cols: usize) -> Option<usize> {
-    rows.div_ceil(ROW_GROUP)
-        .checked_mul(cols.div_ceil(TILE_K))?
-        .checked_mul(format.tile_bytes())
+    rows.div_ceil(ROW_GROUP).checked_mul(cols.div_ceil(TILE_K))?.checked_mul(format.tile_bytes())
 }
 
 /// A quantized format as constants, so that a kernel is compiled once per format. A tile is, in this order: scales

@@ -57,10 +57,7 @@ mod simd;
 mod tests;
 
 pub use activation::{QBlock, Rows, blocks_per_row, padded_cols};
-pub use attention::{
-    AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len,
-    kv_store,
-};
+pub use attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len, kv_store};
 pub use dispatch::{KernelError, Kernels};
 pub use format::{BLOCK, Format, ROW_GROUP, TILE_K, packed_bytes};
 pub use math::{EXP_MAX, EXP_MIN, exp};

@@ -12,14 +12,7 @@ pub(crate) const ROUND_MAGIC: f32 = 12_582_912.0;
 pub(crate) const LN2_HI: f32 = 355.0 / 512.0;
 pub(crate) const LN2_LO: f32 = -2.121_944_4e-4;
 /// (e^r - 1 - r) / r² on |r| ≤ ln 2 / 2, highest power first (Cephes `expf`).
-pub(crate) const EXP_POLY: [f32; 6] = [
-    1.987_569_1e-4,
-    1.398_2e-3,
-    8.333_452e-3,
-    4.166_579_6e-2,
-    1.666_666_5e-1,
-    5e-1,
-];
+pub(crate) const EXP_POLY: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
 
 /// e^x, the same bits as every kernel set's; 0 below [`EXP_MIN`], infinite above [`EXP_MAX`], within 2 ulp between.
 // Always inlined, so that a kernel compiled with fused multiply-add has it here too and does not call a library.

@@ -2,9 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::format::{
-    BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_K, packed_bytes,
-};
+use crate::format::{BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_K, packed_bytes};
 
 /// Alignment of packed tiles, bytes.
 const TILE_ALIGN: usize = 64;
@@ -57,32 +55,19 @@ pub enum ShapeError {
 
 impl<'a> Matrix<'a> {
     /// Checks length and alignment of `tiles` against the shape.
-    pub fn new(
-        format: Format,
-        rows: usize,
-        cols: usize,
-        tiles: &'a [u8],
-    ) -> Result<Self, ShapeError> {
+    pub fn new(format: Format, rows: usize, cols: usize, tiles: &'a [u8]) -> Result<Self, ShapeError> {
         if format.is_quantized() && !cols.is_multiple_of(BLOCK) {
             return Err(ShapeError::Columns { format, cols });
         }
         let need = packed_bytes(format, rows, cols).ok_or(ShapeError::TooLarge { rows, cols })?;
         if tiles.len() != need {
-            return Err(ShapeError::Length {
-                have: tiles.len(),
-                need,
-            });
+            return Err(ShapeError::Length { have: tiles.len(), need });
         }
         let offset = tiles.as_ptr().addr() % TILE_ALIGN;
         if offset != 0 {
             return Err(ShapeError::Alignment { offset });
         }
-        Ok(Self {
-            format,
-            rows,
-            cols,
-            tiles,
-        })
+        Ok(Self { format, rows, cols, tiles })
     }
 
     /// Output features.
@@ -121,15 +106,9 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If `row >= rows` or `out.len() != cols`.
     pub fn unpack_row(&self, row: usize, out: &mut [f32]) {
-        assert!(
-            row < self.rows,
-            "row {row} of a matrix with {} rows",
-            self.rows
-        );
+        assert!(row < self.rows, "row {row} of a matrix with {} rows", self.rows);
         assert_eq!(out.len(), self.cols, "unpack_row: output length");
-        let tiles = self
-            .group(row / ROW_GROUP)
-            .chunks_exact(self.format.tile_bytes());
+        let tiles = self.group(row / ROW_GROUP).chunks_exact(self.format.tile_bytes());
         for (tile, out) in tiles.zip(out.chunks_mut(TILE_K)) {
             let r = row % ROW_GROUP;
             match self.format {
@@ -146,12 +125,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-fn unpack_dense<const N: usize>(
-    tile: &[u8],
-    r: usize,
-    out: &mut [f32],
-    value: impl Fn([u8; N]) -> f32,
-) {
+fn unpack_dense<const N: usize>(tile: &[u8], r: usize, out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
     let (values, _) = tile.as_chunks::<N>();
     for (column, o) in values.chunks_exact(ROW_GROUP).zip(out) {
         *o = value(column[r]);
@@ -161,11 +135,7 @@ fn unpack_dense<const N: usize>(
 fn unpack_quant<Q: Quant>(tile: &[u8], r: usize, out: &mut [f32]) {
     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
         let d = tile_f16(tile, 0, block, r);
-        let m = if Q::HAS_MIN {
-            tile_f16(tile, Q::MIN_AT, block, r)
-        } else {
-            0.0
-        };
+        let m = if Q::HAS_MIN { tile_f16(tile, Q::MIN_AT, block, r) } else { 0.0 };
         for (k, o) in out.iter_mut().enumerate() {
             let w = tile_value::<Q>(tile, block, r, k) as f32;
             *o = if Q::HAS_MIN { w * d + m } else { w * d };

@@ -39,9 +39,7 @@ use neon;
 #[inline(always)]
 fn widen_f16(x: uint16x4_t) -> float32x4_t {
     let out: float32x4_t;
-    neon!(
-        asm!("fcvtl {out:v}.4s, {x:v}.4h", out = lateout(vreg) out, x = in(vreg) x, options(pure, nomem, nostack))
-    );
+    neon!(asm!("fcvtl {out:v}.4s, {x:v}.4h", out = lateout(vreg) out, x = in(vreg) x, options(pure, nomem, nostack)));
     out
 }
 
@@ -57,9 +55,7 @@ fn widen_eight_f16(x: uint8x16_t) -> [float32x4_t; 2] {
 #[inline(always)]
 fn prefetch(p: *const u8) {
     // SAFETY: a hint; it neither faults nor changes memory, whatever the address.
-    unsafe {
-        asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly))
-    }
+    unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
 }
 
 impl Simd for Neon {
@@ -76,10 +72,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn load_f16(self, x: &[u16; LANES]) -> V {
         let p = x.as_ptr().cast::<u8>();
-        let ([a, b], [c, d]) = neon!((
-            widen_eight_f16(vld1q_u8(p)),
-            widen_eight_f16(vld1q_u8(p.add(16)))
-        ));
+        let ([a, b], [c, d]) = neon!((widen_eight_f16(vld1q_u8(p)), widen_eight_f16(vld1q_u8(p.add(16)))));
         [a, b, c, d]
     }
     #[inline(always)]
@@ -89,10 +82,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn load_f16_bytes(self, x: &[u8; 2 * LANES]) -> V {
         let p = x.as_ptr();
-        let ([a, b], [c, d]) = neon!((
-            widen_eight_f16(vld1q_u8(p)),
-            widen_eight_f16(vld1q_u8(p.add(16)))
-        ));
+        let ([a, b], [c, d]) = neon!((widen_eight_f16(vld1q_u8(p)), widen_eight_f16(vld1q_u8(p.add(16)))));
         [a, b, c, d]
     }
     #[inline(always)]
@@ -147,10 +137,7 @@ impl Simd for Neon {
         std::array::from_fn(|i| {
             neon!({
                 let n = vshlq_n_s32::<23>(vreinterpretq_s32_f32(t[i]));
-                vmulq_f32(
-                    y[i],
-                    vreinterpretq_f32_s32(vaddq_s32(n, vdupq_n_s32(0x3f80_0000))),
-                )
+                vmulq_f32(y[i], vreinterpretq_f32_s32(vaddq_s32(n, vdupq_n_s32(0x3f80_0000))))
             })
         })
     }
@@ -163,22 +150,15 @@ impl Simd for Neon {
     }
     #[inline(always)]
     fn max_lane(self, a: V) -> f32 {
-        neon!(vmaxvq_f32(vmaxq_f32(
-            vmaxq_f32(a[0], a[1]),
-            vmaxq_f32(a[2], a[3])
-        )))
+        neon!(vmaxvq_f32(vmaxq_f32(vmaxq_f32(a[0], a[1]), vmaxq_f32(a[2], a[3]))))
     }
     #[inline(always)]
     fn quantize(self, x: V, inv: f32, q: &mut [i8; LANES]) -> i32 {
-        let x: [int32x4_t; 4] =
-            std::array::from_fn(|i| neon!(vcvtnq_s32_f32(vmulq_n_f32(x[i], inv))));
+        let x: [int32x4_t; 4] = std::array::from_fn(|i| neon!(vcvtnq_s32_f32(vmulq_n_f32(x[i], inv))));
         neon!({
             let low = vcombine_s16(vqmovn_s32(x[0]), vqmovn_s32(x[1]));
             let high = vcombine_s16(vqmovn_s32(x[2]), vqmovn_s32(x[3]));
-            vst1q_s8(
-                q.as_mut_ptr(),
-                vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)),
-            );
+            vst1q_s8(q.as_mut_ptr(), vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
             vaddlvq_s16(vqaddq_s16(low, high))
         })
     }

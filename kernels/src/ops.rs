@@ -53,14 +53,7 @@ pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: &mut [QBlock]) {
 }
 
 #[inline(always)]
-pub(crate) fn rms_norm<S: Simd>(
-    s: S,
-    x: &[f32],
-    group_stride: usize,
-    w: &[f32],
-    eps: f32,
-    out: &mut [f32],
-) {
+pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], group_stride: usize, w: &[f32], eps: f32, out: &mut [f32]) {
     let len = w.len();
     let part = |i: usize| load_part(s, &x[i * group_stride..][..LANES.min(len - i * LANES)]);
     let mut sum = s.splat(0.0);
@@ -126,14 +119,7 @@ dense! {
 
 /// Product with a dense matrix; shapes as in `Kernels::matmul`.
 #[inline(always)]
-pub(crate) fn matmul_dense<S: Simd>(
-    s: S,
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[f32],
-    n: usize,
-    out: &mut [f32],
-) {
+pub(crate) fn matmul_dense<S: Simd>(s: S, w: &Matrix<'_>, groups: Range<usize>, x: &[f32], n: usize, out: &mut [f32]) {
     match w.format() {
         Format::F32 => dense_groups::<S, F32>(s, w, groups, x, n, out),
         Format::F16 => dense_groups::<S, F16>(s, w, groups, x, n, out),
@@ -143,14 +129,7 @@ pub(crate) fn matmul_dense<S: Simd>(
 }
 
 #[inline(always)]
-fn dense_groups<S: Simd, D: Dense>(
-    s: S,
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[f32],
-    n: usize,
-    out: &mut [f32],
-) {
+fn dense_groups<S: Simd, D: Dense>(s: S, w: &Matrix<'_>, groups: Range<usize>, x: &[f32], n: usize, out: &mut [f32]) {
     if n == 0 || groups.is_empty() {
         return;
     }
@@ -190,11 +169,7 @@ fn dense_micro<S: Simd, D: Dense, const G: usize, const T: usize>(
     out: &mut [[f32; LANES]],
 ) {
     let k_len = w[0].len();
-    assert!(
-        w.iter().all(|w| w.len() == k_len)
-            && x.iter().all(|x| x.len() == k_len)
-            && out.len() == G * T
-    );
+    assert!(w.iter().all(|w| w.len() == k_len) && x.iter().all(|x| x.len() == k_len) && out.len() == G * T);
     let mut acc = [[s.splat(0.0); T]; G];
     for k in 0..k_len {
         for g in 0..G {

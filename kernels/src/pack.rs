@@ -2,9 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::format::{
-    BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_BLOCKS, TILE_K,
-};
+use crate::format::{BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_BLOCKS, TILE_K};
 
 /// Magnitudes below this are stored as zero, so that no denormal is born in a product: 2^-100.
 const FLUSH_BELOW: f32 = 7.888_609e-31;
@@ -70,13 +68,7 @@ pub enum PackError {
 
 /// Packs `rows` (1 to 16) consecutive GGUF rows of `cols` values into one row group, `ceil(cols / 64)` tiles; missing rows
 /// and columns become zeros. `src` is `rows × source_row_bytes(cols)` bytes, `out` `packed_bytes(format, 16, cols)`.
-pub fn pack_row_group(
-    format: Format,
-    src: &[u8],
-    rows: usize,
-    cols: usize,
-    out: &mut [u8],
-) -> Result<(), PackError> {
+pub fn pack_row_group(format: Format, src: &[u8], rows: usize, cols: usize, out: &mut [u8]) -> Result<(), PackError> {
     if rows == 0 || rows > ROW_GROUP {
         return Err(PackError::Rows { rows });
     }
@@ -86,18 +78,11 @@ pub fn pack_row_group(
     let row_bytes = format.source_row_bytes(cols);
     let need = row_bytes.saturating_mul(rows);
     if src.len() != need {
-        return Err(PackError::SourceLength {
-            have: src.len(),
-            need,
-            rows,
-        });
+        return Err(PackError::SourceLength { have: src.len(), need, rows });
     }
     let need = cols.div_ceil(TILE_K).saturating_mul(format.tile_bytes());
     if out.len() != need {
-        return Err(PackError::OutputLength {
-            have: out.len(),
-            need,
-        });
+        return Err(PackError::OutputLength { have: out.len(), need });
     }
     out.fill(0);
     if row_bytes == 0 {
@@ -147,16 +132,7 @@ fn pack_quant<Q: Quant>(src: &[u8], row: usize, out: &mut [u8]) -> Result<(), Pa
         let table = (in_tile * ROW_GROUP + row) * 2;
         let finite = |what, bytes: [u8; 2]| {
             let value = f16::from_le_bytes(bytes).to_f32();
-            if value.is_finite() {
-                Ok(bytes)
-            } else {
-                Err(PackError::BlockNotFinite {
-                    row,
-                    block,
-                    what,
-                    value,
-                })
-            }
+            if value.is_finite() { Ok(bytes) } else { Err(PackError::BlockNotFinite { row, block, what, value }) }
         };
         tile[table..table + 2].copy_from_slice(&finite("scale", [src[0], src[1]])?);
         if Q::HAS_MIN {
@@ -164,12 +140,7 @@ fn pack_quant<Q: Quant>(src: &[u8], row: usize, out: &mut [u8]) -> Result<(), Pa
             tile[at..at + 2].copy_from_slice(&finite("minimum", [src[2], src[3]])?);
         }
         if Q::BITS == 5 {
-            let high = u32::from_le_bytes([
-                src[header],
-                src[header + 1],
-                src[header + 2],
-                src[header + 3],
-            ]);
+            let high = u32::from_le_bytes([src[header], src[header + 1], src[header + 2], src[header + 3]]);
             let at = Q::HIGH_AT + in_tile * 64 + 4 * row;
             for k in 0..BLOCK {
                 let (j, half, b) = ((k % 16) / 4, k / 16, k % 4);

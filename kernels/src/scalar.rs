@@ -25,29 +25,12 @@ pub(crate) mod with_fma {
 }
 
 #[inline(always)]
-fn product(
-    _: Portable,
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[QBlock],
-    n: usize,
-    out: &mut [f32],
-) {
-    for_quant!(
-        w.format(),
-        quantized(w, groups, x, n, out),
-        unreachable!("a dense matrix in a quantized product")
-    );
+fn product(_: Portable, w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
+    for_quant!(w.format(), quantized(w, groups, x, n, out), unreachable!("a dense matrix in a quantized product"));
 }
 
 #[inline(always)]
-fn quantized<Q: Quant>(
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[QBlock],
-    n: usize,
-    out: &mut [f32],
-) {
+fn quantized<Q: Quant>(w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
     let row = blocks_per_row(w.cols());
     for (g, group) in groups.enumerate() {
         let tiles = w.group(group);
@@ -55,20 +38,13 @@ fn quantized<Q: Quant>(
             let out = &mut out[(g * n + t) * ROW_GROUP..][..ROW_GROUP];
             out.fill(0.0);
             for (b, x) in x[t * row..][..row].iter().enumerate() {
-                let (tile, block) = (
-                    &tiles[b / TILE_BLOCKS * Q::TILE_BYTES..][..Q::TILE_BYTES],
-                    b % TILE_BLOCKS,
-                );
+                let (tile, block) = (&tiles[b / TILE_BLOCKS * Q::TILE_BYTES..][..Q::TILE_BYTES], b % TILE_BLOCKS);
                 for (r, acc) in out.iter_mut().enumerate() {
                     let isum: i32 =
-                        x.q.iter()
-                            .enumerate()
-                            .map(|(k, q)| tile_value::<Q>(tile, block, r, k) * i32::from(*q))
-                            .sum();
+                        x.q.iter().enumerate().map(|(k, q)| tile_value::<Q>(tile, block, r, k) * i32::from(*q)).sum();
                     *acc = (tile_f16(tile, 0, block, r) * x.d).mul_add(isum as f32, *acc);
                     if Q::HAS_MIN {
-                        *acc =
-                            tile_f16(tile, Q::MIN_AT, block, r).mul_add(x.d * x.sum as f32, *acc);
+                        *acc = tile_f16(tile, Q::MIN_AT, block, r).mul_add(x.d * x.sum as f32, *acc);
                     }
                 }
             }

@@ -133,9 +133,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn scale_by_exponent(self, y: Self::V, t: Self::V) -> Self::V {
-        std::array::from_fn(|i| {
-            y[i] * f32::from_bits((t[i].to_bits() << 23).wrapping_add(0x3f80_0000))
-        })
+        std::array::from_fn(|i| y[i] * f32::from_bits((t[i].to_bits() << 23).wrapping_add(0x3f80_0000)))
     }
     #[inline(always)]
     fn tree_sum(self, a: Self::V) -> f32 {

@@ -63,9 +63,7 @@ pub(crate) struct Weights {
 impl Weights {
     pub(crate) fn new(format: Format, rows: usize, cols: usize, data: Data, rng: &mut Rng) -> Self {
         let row_bytes = format.source_row_bytes(cols);
-        let source: Vec<u8> = (0..rows)
-            .flat_map(|_| source_row(format, cols, data, rng))
-            .collect();
+        let source: Vec<u8> = (0..rows).flat_map(|_| source_row(format, cols, data, rng)).collect();
         assert_eq!(source.len(), rows * row_bytes);
         let bytes = packed_bytes(format, rows, cols).unwrap();
         let mut tiles = vec![0xaa; bytes + 63];
@@ -74,24 +72,12 @@ impl Weights {
         for (source, out) in source.chunks(ROW_GROUP * row_bytes).zip(groups) {
             pack_row_group(format, source, source.len() / row_bytes, cols, out).unwrap();
         }
-        Self {
-            format,
-            rows,
-            cols,
-            source,
-            tiles,
-        }
+        Self { format, rows, cols, source, tiles }
     }
 
     pub(crate) fn matrix(&self) -> Matrix<'_> {
         let bytes = packed_bytes(self.format, self.rows, self.cols).unwrap();
-        Matrix::new(
-            self.format,
-            self.rows,
-            self.cols,
-            &self.tiles[boundary(&self.tiles)..][..bytes],
-        )
-        .unwrap()
+        Matrix::new(self.format, self.rows, self.cols, &self.tiles[boundary(&self.tiles)..][..bytes]).unwrap()
     }
 }
 
@@ -118,11 +104,7 @@ fn source_row(format: Format, cols: usize, data: Data, rng: &mut Rng) -> Vec<u8>
         return out;
     }
     for _ in 0..cols / 32 {
-        let header = if matches!(format, Format::Q4_1 | Format::Q5_1) {
-            2
-        } else {
-            1
-        };
+        let header = if matches!(format, Format::Q4_1 | Format::Q5_1) { 2 } else { 1 };
         for _ in 0..header {
             let value = match data {
                 Data::Random => rng.unit() * 0.1,
@@ -148,29 +130,18 @@ pub(crate) fn dequantize(format: Format, source: &[u8], cols: usize) -> Vec<Vec<
     let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
     let row = |row: &[u8]| -> Vec<f32> {
         match format {
-            Format::F32 => row
-                .chunks(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                .collect(),
+            Format::F32 => row.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
             Format::F16 => row.chunks(2).map(half).collect(),
-            Format::Bf16 => row
-                .chunks(2)
-                .map(|b| f32::from_bits(u32::from(b[1]) << 24 | u32::from(b[0]) << 16))
-                .collect(),
-            Format::Q8_0 => row
-                .chunks(34)
-                .flat_map(|b| b[2..].iter().map(move |q| f32::from(*q as i8) * half(b)))
-                .collect(),
-            _ => row
-                .chunks(format.source_row_bytes(32))
-                .flat_map(|b| dequantize_low(format, b))
-                .collect(),
+            Format::Bf16 => {
+                row.chunks(2).map(|b| f32::from_bits(u32::from(b[1]) << 24 | u32::from(b[0]) << 16)).collect()
+            }
+            Format::Q8_0 => {
+                row.chunks(34).flat_map(|b| b[2..].iter().map(move |q| f32::from(*q as i8) * half(b))).collect()
+            }
+            _ => row.chunks(format.source_row_bytes(32)).flat_map(|b| dequantize_low(format, b)).collect(),
         }
     };
-    source
-        .chunks(format.source_row_bytes(cols))
-        .map(row)
-        .collect()
+    source.chunks(format.source_row_bytes(cols)).map(row).collect()
 }
 
 fn dequantize_low(format: Format, b: &[u8]) -> [f32; 32] {
@@ -178,11 +149,7 @@ fn dequantize_low(format: Format, b: &[u8]) -> [f32; 32] {
     let (d, has_min) = (half(0), matches!(format, Format::Q4_1 | Format::Q5_1));
     let five = matches!(format, Format::Q5_0 | Format::Q5_1);
     let header = if has_min { 4 } else { 2 };
-    let high = if five {
-        u32::from_le_bytes(b[header..header + 4].try_into().unwrap())
-    } else {
-        0
-    };
+    let high = if five { u32::from_le_bytes(b[header..header + 4].try_into().unwrap()) } else { 0 };
     let qs = &b[header + if five { 4 } else { 0 }..];
     std::array::from_fn(|k| {
         let nibble = if k < 16 { qs[k] & 15 } else { qs[k - 16] >> 4 };
@@ -197,9 +164,7 @@ fn dequantize_low(format: Format, b: &[u8]) -> [f32; 32] {
 
 /// Every set but the specification.
 pub(crate) fn fast_sets() -> Vec<Kernels> {
-    Kernels::supported()
-        .filter(|k| k.name() != "scalar")
-        .collect()
+    Kernels::supported().filter(|k| k.name() != "scalar").collect()
 }
 
 pub(crate) fn scalar() -> Kernels {
@@ -210,16 +175,7 @@ pub(crate) fn scalar() -> Kernels {
 pub(crate) fn assert_same_bits(have: &[f32], want: &[f32], what: impl Fn() -> String) {
     assert_eq!(have.len(), want.len());
     for (i, (have, want)) in have.iter().zip(want).enumerate() {
-        assert!(
-            !want.is_nan(),
-            "{}: the specification gives NaN at {i}",
-            what()
-        );
-        assert_eq!(
-            have.to_bits(),
-            want.to_bits(),
-            "{}: {have} instead of {want} at {i}",
-            what()
-        );
+        assert!(!want.is_nan(), "{}: the specification gives NaN at {i}", what());
+        assert_eq!(have.to_bits(), want.to_bits(), "{}: {have} instead of {want} at {i}", what());
     }
 }

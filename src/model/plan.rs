@@ -67,8 +67,9 @@ pub struct DoesNotFit {
 
 /// Program data, allocator, main thread's stack, buffers of the tools, in bytes: measured 1.6 MiB, rounded up.
 const PROCESS_BYTES: usize = 4 << 20;
-/// Connections, their buffers, the serial line and requests under way, in bytes.
-const IO_BYTES: usize = 8 << 20;
+/// Connections, their buffers, the serial line and requests under way, in bytes: 2 MiB of input and as much output at most, 5 MiB
+/// for one request as JSON, the rest for whole answers.
+const IO_BYTES: usize = 12 << 20;
 /// Stacks of the I/O and engine threads, in bytes.
 const THREAD_STACK_BYTES: usize = 2 << 20;
 /// Shortest context worth offering, in positions.

@@ -17,14 +17,7 @@ const ROWS_BYTES: usize = 32 * 1024;
 /// `Kernels::matmul` for quantized rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn product(
-    s: Avx2,
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[QBlock],
-    n: usize,
-    out: &mut [f32],
-) {
+pub(super) fn product(s: Avx2, w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
     for_quant!(
         w.format(),
         groups_product(s, w, groups, x, n, out),
@@ -34,14 +27,7 @@ pub(super) fn product(
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn groups_product<Q: Quant>(
-    s: Avx2,
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[QBlock],
-    n: usize,
-    out: &mut [f32],
-) {
+fn groups_product<Q: Quant>(s: Avx2, w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
     let out = out.as_chunks_mut::<ROW_GROUP>().0;
     if n == 1 {
         for (group, out) in groups.zip(out) {
@@ -128,20 +114,10 @@ fn fifth_bits(s: Avx2, high: __m256i, v: usize) -> __m256i {
 
 /// Vectors `v` (low nibbles) and `v + 4` (high nibbles) of eight rows, a byte a value, without offset; 4 and 5 bits only.
 #[inline(always)]
-fn nibbles<Q: Quant>(
-    s: Avx2,
-    tile: &[u8],
-    block: usize,
-    half: usize,
-    v: usize,
-) -> (__m256i, __m256i) {
+fn nibbles<Q: Quant>(s: Avx2, tile: &[u8], block: usize, half: usize, v: usize) -> (__m256i, __m256i) {
     with!(s, {
         let mask = _mm256_set1_epi8(15);
-        let packed = load(
-            s,
-            tile,
-            Q::DATA_AT + (block * Q::BLOCK_VECTORS + v) * 64 + half * 32,
-        );
+        let packed = load(s, tile, Q::DATA_AT + (block * Q::BLOCK_VECTORS + v) * 64 + half * 32);
         let mut low = _mm256_and_si256(packed, mask);
         let mut high = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
         if Q::BITS == 5 {
@@ -158,10 +134,7 @@ fn nibbles<Q: Quant>(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn gemv<Q: Quant>(s: Avx2, tiles: &[u8], x: &[QBlock], out: &mut [f32; ROW_GROUP]) {
     let mut acc = [_mm256_setzero_ps(); 2];
-    for (tile, x) in tiles
-        .chunks_exact(Q::TILE_BYTES)
-        .zip(x.as_chunks::<TILE_BLOCKS>().0)
-    {
+    for (tile, x) in tiles.chunks_exact(Q::TILE_BYTES).zip(x.as_chunks::<TILE_BLOCKS>().0) {
         fetch_ahead::<Q>(s, tile);
         for (block, x) in x.iter().enumerate() {
             for (half, acc) in acc.iter_mut().enumerate() {
@@ -184,13 +157,8 @@ fn dot8(s: Avx2, tile: &[u8], block: usize, half: usize, x: &QBlock) -> __m256i 
     with!(s, {
         let mut sum = _mm256_setzero_si256();
         for v in 0..8 {
-            let w = load(
-                s,
-                tile,
-                <crate::format::Q8_0 as Quant>::DATA_AT + (block * 8 + v) * 64 + half * 32,
-            );
-            let pairs =
-                _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four(s, x, v), w));
+            let w = load(s, tile, <crate::format::Q8_0 as Quant>::DATA_AT + (block * 8 + v) * 64 + half * 32);
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four(s, x, v), w));
             sum = _mm256_add_epi32(sum, widen(s, pairs));
         }
         sum
@@ -209,13 +177,7 @@ fn store(s: Avx2, acc: [__m256; 2], out: &mut [f32; ROW_GROUP]) {
 /// blocks apart. The weights of eight rows of a block stay in eight registers while all activations pass.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn rows_product<Q: Quant>(
-    s: Avx2,
-    tile: &[u8],
-    x: &[QBlock],
-    stride: usize,
-    out: &mut [[f32; ROW_GROUP]],
-) {
+fn rows_product<Q: Quant>(s: Avx2, tile: &[u8], x: &[QBlock], stride: usize, out: &mut [[f32; ROW_GROUP]]) {
     assert!((out.len() - 1) * stride + TILE_BLOCKS <= x.len());
     for block in 0..TILE_BLOCKS {
         for half in 0..2 {
@@ -254,10 +216,7 @@ impl EightRows {
             if Q::BITS == 8 {
                 let (bias, mask) = (_mm256_set1_epi8(-128), _mm256_set1_epi8(15));
                 for v in 0..8 {
-                    let biased = _mm256_xor_si256(
-                        load(s, tile, Q::DATA_AT + (block * 8 + v) * 64 + half * 32),
-                        bias,
-                    );
+                    let biased = _mm256_xor_si256(load(s, tile, Q::DATA_AT + (block * 8 + v) * 64 + half * 32), bias);
                     w[v] = _mm256_and_si256(biased, mask);
                     high[v] = _mm256_and_si256(_mm256_srli_epi16::<4>(biased), mask);
                 }
@@ -267,17 +226,8 @@ impl EightRows {
                 }
             }
             let table = block * 2 * ROW_GROUP + half * 16;
-            let min = if Q::HAS_MIN {
-                load_f16(s, tile, Q::MIN_AT + table)
-            } else {
-                _mm256_setzero_ps()
-            };
-            Self {
-                w,
-                high,
-                scale: load_f16(s, tile, table),
-                min,
-            }
+            let min = if Q::HAS_MIN { load_f16(s, tile, Q::MIN_AT + table) } else { _mm256_setzero_ps() };
+            Self { w, high, scale: load_f16(s, tile, table), min }
         })
     }
 
@@ -291,10 +241,7 @@ impl EightRows {
                 5 => _mm256_add_epi32(widen(s, low[0]), widen(s, low[1])),
                 _ => {
                     let high = dot(s, &self.high, x);
-                    let high = _mm256_madd_epi16(
-                        _mm256_add_epi16(high[0], high[1]),
-                        _mm256_set1_epi16(16),
-                    );
+                    let high = _mm256_madd_epi16(_mm256_add_epi16(high[0], high[1]), _mm256_set1_epi16(16));
                     let biased = _mm256_add_epi32(widen(s, _mm256_add_epi16(low[0], low[1])), high);
                     _mm256_sub_epi32(biased, _mm256_slli_epi32::<7>(_mm256_set1_epi32(x.sum)))
                 }
@@ -306,14 +253,7 @@ impl EightRows {
 
 /// One block's step of eight accumulators, from integer dots whose offset is not yet subtracted.
 #[inline(always)]
-fn step<Q: Quant>(
-    s: Avx2,
-    acc: __m256,
-    isum: __m256i,
-    scale: __m256,
-    min: __m256,
-    x: &QBlock,
-) -> __m256 {
+fn step<Q: Quant>(s: Avx2, acc: __m256, isum: __m256i, scale: __m256, min: __m256, x: &QBlock) -> __m256 {
     with!(s, {
         let sum = _mm256_set1_epi32(x.sum);
         let isum = match Q::OFFSET {
@@ -323,11 +263,7 @@ fn step<Q: Quant>(
         };
         let d = _mm256_set1_ps(x.d);
         let acc = _mm256_fmadd_ps(_mm256_mul_ps(scale, d), _mm256_cvtepi32_ps(isum), acc);
-        if Q::HAS_MIN {
-            _mm256_fmadd_ps(min, _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum)), acc)
-        } else {
-            acc
-        }
+        if Q::HAS_MIN { _mm256_fmadd_ps(min, _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum)), acc) } else { acc }
     })
 }
 

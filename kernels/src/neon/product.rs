@@ -2,10 +2,7 @@
 //! a repeated group of four activations. Integer sums are exact: with 4 and 5 bits the eight products of a block fit int16
 //! (8 · 31 · 127 = 31,496; with 4 bits even two such lanes, 16 · 15 · 127 = 30,480), with 8 bits two do (2 · 128 · 127).
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "registers are numbered by row and vector"
-)]
+#![expect(clippy::needless_range_loop, reason = "registers are numbered by row and vector")]
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -24,30 +21,13 @@ const ROWS_BYTES: usize = 16 * 1024;
 /// `Kernels::matmul` for quantized rows.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn product(
-    _: Neon,
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[QBlock],
-    n: usize,
-    out: &mut [f32],
-) {
-    for_quant!(
-        w.format(),
-        groups_product(w, groups, x, n, out),
-        unreachable!("a dense matrix in a quantized product")
-    );
+pub(super) fn product(_: Neon, w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
+    for_quant!(w.format(), groups_product(w, groups, x, n, out), unreachable!("a dense matrix in a quantized product"));
 }
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn groups_product<Q: Quant>(
-    w: &Matrix<'_>,
-    groups: Range<usize>,
-    x: &[QBlock],
-    n: usize,
-    out: &mut [f32],
-) {
+fn groups_product<Q: Quant>(w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
     let out = out.as_chunks_mut::<ROW_GROUP>().0;
     if n == 1 {
         for (group, out) in groups.zip(out) {
@@ -80,10 +60,7 @@ fn groups_product<Q: Quant>(
 #[target_feature(enable = "neon")]
 fn gemv<Q: Quant>(tiles: &[u8], x: &[QBlock], out: &mut [f32; ROW_GROUP]) {
     let mut acc = [[vdupq_n_f32(0.0); 2]; 2];
-    for (tile, x) in tiles
-        .chunks_exact(Q::TILE_BYTES)
-        .zip(x.as_chunks::<TILE_BLOCKS>().0)
-    {
+    for (tile, x) in tiles.chunks_exact(Q::TILE_BYTES).zip(x.as_chunks::<TILE_BLOCKS>().0) {
         fetch_ahead::<Q>(tile);
         for (block, x) in x.iter().enumerate() {
             for (half, acc) in acc.iter_mut().enumerate() {
@@ -168,16 +145,8 @@ impl EightRows {
                 }
             }
             let zero = [vdupq_n_f32(0.0); 2];
-            let min = if Q::HAS_MIN {
-                eight_f16(tile, Q::MIN_AT + table)
-            } else {
-                zero
-            };
-            Self {
-                w,
-                scale: eight_f16(tile, table),
-                min,
-            }
+            let min = if Q::HAS_MIN { eight_f16(tile, Q::MIN_AT + table) } else { zero };
+            Self { w, scale: eight_f16(tile, table), min }
         })
     }
 
@@ -188,9 +157,7 @@ impl EightRows {
         for w in self.w.as_flattened_mut() {
             let mut whole = *w;
             // SAFETY: no instruction at all.
-            unsafe {
-                asm!("/* {0:v} */", inout(vreg) whole, options(nomem, nostack, preserves_flags))
-            }
+            unsafe { asm!("/* {0:v} */", inout(vreg) whole, options(nomem, nostack, preserves_flags)) }
             *w = whole;
         }
     }
@@ -199,29 +166,13 @@ impl EightRows {
     #[inline(always)]
     fn add_to<Q: Quant>(&self, acc: [float32x4_t; 2], x: &QBlock) -> [float32x4_t; 2] {
         neon!({
-            let isum = if Q::BITS == 8 {
-                self.dot8(x)
-            } else {
-                self.dot_low::<Q>(x)
-            };
+            let isum = if Q::BITS == 8 { self.dot8(x) } else { self.dot_low::<Q>(x) };
             let offset = vdupq_n_s32(x.sum.wrapping_mul(Q::OFFSET));
             let d_sum = x.d * x.sum as f32;
             std::array::from_fn(|rows| {
-                let isum = if Q::OFFSET == 0 {
-                    isum[rows]
-                } else {
-                    vsubq_s32(isum[rows], offset)
-                };
-                let scaled = vfmaq_f32(
-                    acc[rows],
-                    vmulq_n_f32(self.scale[rows], x.d),
-                    vcvtq_f32_s32(isum),
-                );
-                if Q::HAS_MIN {
-                    vfmaq_n_f32(scaled, self.min[rows], d_sum)
-                } else {
-                    scaled
-                }
+                let isum = if Q::OFFSET == 0 { isum[rows] } else { vsubq_s32(isum[rows], offset) };
+                let scaled = vfmaq_f32(acc[rows], vmulq_n_f32(self.scale[rows], x.d), vcvtq_f32_s32(isum));
+                if Q::HAS_MIN { vfmaq_n_f32(scaled, self.min[rows], d_sum) } else { scaled }
             })
         })
     }
@@ -242,11 +193,7 @@ impl EightRows {
                 }
             }
             sum.map(|[a, b]| {
-                if Q::BITS == 4 {
-                    vpaddlq_s16(vpaddq_s16(a, b))
-                } else {
-                    vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b))
-                }
+                if Q::BITS == 4 { vpaddlq_s16(vpaddq_s16(a, b)) } else { vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b)) }
             })
         })
     }
@@ -261,16 +208,9 @@ impl EightRows {
                 let (x, y) = (four(x, v), four(x, v + 1));
                 for rows in 0..2 {
                     let (w, u) = (self.w[v][rows], self.w[v + 1][rows]);
-                    let low = vmlal_s8(
-                        vmull_s8(vget_low_s8(w), vget_low_s8(x)),
-                        vget_low_s8(u),
-                        vget_low_s8(y),
-                    );
+                    let low = vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), vget_low_s8(u), vget_low_s8(y));
                     let high = vmlal_high_s8(vmull_high_s8(w, x), u, y);
-                    sum[rows] = [
-                        vpadalq_s16(sum[rows][0], low),
-                        vpadalq_s16(sum[rows][1], high),
-                    ];
+                    sum[rows] = [vpadalq_s16(sum[rows][0], low), vpadalq_s16(sum[rows][1], high)];
                 }
             }
             sum.map(|[a, b]| vpaddq_s32(a, b))
@@ -312,10 +252,7 @@ fn four(x: [int32x4_t; 2], v: usize) -> int8x16_t {
 #[inline(always)]
 fn values(x: &QBlock) -> [int32x4_t; 2] {
     let q = x.q.as_chunks::<16>().0;
-    neon!([
-        vreinterpretq_s32_s8(vld1q_s8(q[0].as_ptr())),
-        vreinterpretq_s32_s8(vld1q_s8(q[1].as_ptr())),
-    ])
+    neon!([vreinterpretq_s32_s8(vld1q_s8(q[0].as_ptr())), vreinterpretq_s32_s8(vld1q_s8(q[1].as_ptr())),])
 }
 
 #[inline(always)]

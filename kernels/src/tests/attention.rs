@@ -16,9 +16,7 @@ impl Cache {
         let blocks = positions.div_ceil(KV_BLOCK);
         let len = kv_block_len(head_dim);
         let mut plane = vec![0xffff; (2 * blocks + 1) * len];
-        let table: Vec<u32> = (0..blocks as u32)
-            .map(|i| 2 * (blocks as u32 - 1 - i) + 1)
-            .collect();
+        let table: Vec<u32> = (0..blocks as u32).map(|i| 2 * (blocks as u32 - 1 - i) + 1).collect();
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for p in 0..positions {
             let (k, v) = (rng.units(head_dim), rng.units(head_dim));
@@ -28,36 +26,18 @@ impl Cache {
             keys.push(k.iter().map(round).collect());
             values.push(v.iter().map(round).collect());
         }
-        Self {
-            plane,
-            table,
-            k: keys,
-            v: values,
-        }
+        Self { plane, table, k: keys, v: values }
     }
 }
 
 /// Softmax attention of one head, plainly.
 fn exact(q: &[f32], cache: &Cache, scale: f32) -> Vec<f64> {
-    let dot = |k: &Vec<f32>| -> f64 {
-        k.iter()
-            .zip(q)
-            .map(|(k, q)| f64::from(*k) * f64::from(*q))
-            .sum()
-    };
+    let dot = |k: &Vec<f32>| -> f64 { k.iter().zip(q).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum() };
     let scores: Vec<f64> = cache.k.iter().map(|k| dot(k) * f64::from(scale)).collect();
     let max = scores.iter().copied().fold(f64::MIN, f64::max);
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
     let sum: f64 = weights.iter().sum();
-    let channel = |d: usize| {
-        cache
-            .v
-            .iter()
-            .zip(&weights)
-            .map(|(v, w)| f64::from(v[d]) * w)
-            .sum::<f64>()
-            / sum
-    };
+    let channel = |d: usize| cache.v.iter().zip(&weights).map(|(v, w)| f64::from(v[d]) * w).sum::<f64>() / sum;
     (0..q.len()).map(channel).collect()
 }
 
@@ -66,45 +46,23 @@ fn attention_is_close_to_f64_and_the_same_everywhere() {
     let mut rng = Rng::new(15);
     let mut scratch = AttentionScratch::new();
     for head_dim in [16, 32, 64, 80, 128, 256] {
-        for (positions, heads) in [
-            (1, 1),
-            (2, 3),
-            (15, 2),
-            (16, 4),
-            (63, 5),
-            (64, 3),
-            (65, 9),
-            (200, 7),
-            (513, 3),
-        ] {
+        for (positions, heads) in [(1, 1), (2, 3), (15, 2), (16, 4), (63, 5), (64, 3), (65, 9), (200, 7), (513, 3)] {
             let cache = Cache::new(positions, head_dim, &mut rng);
             let q: Vec<f32> = (0..heads * head_dim).map(|_| 4.0 * rng.unit()).collect();
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let args = AttentionArgs {
-                q: &q,
-                heads,
-                head_dim,
-                plane: &cache.plane,
-                table: &cache.table,
-                positions,
-                scale,
-            };
+            let args =
+                AttentionArgs { q: &q, heads, head_dim, plane: &cache.plane, table: &cache.table, positions, scale };
             let mut want = vec![f32::NAN; q.len()];
             scalar().attention(&args, &mut want, &mut scratch);
             for (q, want) in q.chunks(head_dim).zip(want.chunks(head_dim)) {
                 for (exact, want) in exact(q, &cache, scale).iter().zip(want) {
-                    assert!(
-                        (exact - f64::from(*want)).abs() < 2e-6,
-                        "{head_dim} {positions}: {want}, not {exact}"
-                    );
+                    assert!((exact - f64::from(*want)).abs() < 2e-6, "{head_dim} {positions}: {want}, not {exact}");
                 }
             }
             for kernels in fast_sets() {
                 let mut have = vec![f32::NAN; q.len()];
                 kernels.attention(&args, &mut have, &mut scratch);
-                assert_same_bits(&have, &want, || {
-                    format!("{kernels:?} size {head_dim} heads {heads} at {positions}")
-                });
+                assert_same_bits(&have, &want, || format!("{kernels:?} size {head_dim} heads {heads} at {positions}"));
             }
         }
     }
@@ -122,15 +80,7 @@ fn a_head_is_alone_in_any_group() {
         let mut run = |q: &[f32]| {
             let (plane, table) = (&cache.plane, &cache.table);
             let heads = q.len() / head_dim;
-            let args = AttentionArgs {
-                q,
-                heads,
-                head_dim,
-                plane,
-                table,
-                positions,
-                scale: 0.125,
-            };
+            let args = AttentionArgs { q, heads, head_dim, plane, table, positions, scale: 0.125 };
             let mut out = vec![f32::NAN; q.len()];
             kernels.attention(&args, &mut out, &mut scratch);
             out
@@ -149,23 +99,12 @@ fn scores_far_apart_do_not_overflow() {
     let cache = Cache::new(positions, head_dim, &mut rng);
     let q: Vec<f32> = (0..head_dim).map(|_| 1e4 * rng.unit()).collect();
     let (plane, table) = (&cache.plane, &cache.table);
-    let args = AttentionArgs {
-        q: &q,
-        heads: 1,
-        head_dim,
-        plane,
-        table,
-        positions,
-        scale: 1.0,
-    };
+    let args = AttentionArgs { q: &q, heads: 1, head_dim, plane, table, positions, scale: 1.0 };
     for kernels in Kernels::supported() {
         let mut out = vec![f32::NAN; head_dim];
         kernels.attention(&args, &mut out, &mut AttentionScratch::new());
         for (exact, have) in exact(&q, &cache, 1.0).iter().zip(&out) {
-            assert!(
-                (exact - f64::from(*have)).abs() < 1e-2,
-                "{kernels:?}: {have}, not {exact}"
-            );
+            assert!((exact - f64::from(*have)).abs() < 1e-2, "{kernels:?}: {have}, not {exact}");
         }
     }
 }
@@ -174,14 +113,7 @@ fn scores_far_apart_do_not_overflow() {
 #[should_panic(expected = "a block beyond the plane")]
 fn a_block_beyond_the_plane_is_refused() {
     let plane = vec![0; kv_block_len(32)];
-    let args = AttentionArgs {
-        q: &[0.0; 32],
-        heads: 1,
-        head_dim: 32,
-        plane: &plane,
-        table: &[1],
-        positions: 1,
-        scale: 1.0,
-    };
+    let args =
+        AttentionArgs { q: &[0.0; 32], heads: 1, head_dim: 32, plane: &plane, table: &[1], positions: 1, scale: 1.0 };
     Kernels::detect().attention(&args, &mut [0.0; 32], &mut AttentionScratch::new());
 }

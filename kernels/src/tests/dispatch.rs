@@ -13,10 +13,7 @@ fn the_set_of_this_architecture_is_there() {
         let has = |flag: &str| info.split_whitespace().any(|word| word == flag);
         let expected = has("avx2") && has("fma") && has("f16c");
         assert_eq!(names.contains(&"avx2"), expected);
-        assert_eq!(
-            Kernels::detect().name(),
-            if expected { "avx2" } else { "scalar" }
-        );
+        assert_eq!(Kernels::detect().name(), if expected { "avx2" } else { "scalar" });
     }
     #[cfg(target_arch = "aarch64")]
     {
@@ -28,25 +25,15 @@ fn the_set_of_this_architecture_is_there() {
 
 #[test]
 fn a_set_of_another_architecture_is_refused() {
-    let foreign = if cfg!(target_arch = "aarch64") {
-        "avx2"
-    } else {
-        "neon"
-    };
+    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
     let error = Kernels::by_name(foreign).unwrap_err();
-    assert!(
-        matches!(error, KernelError::Unsupported { name, .. } if name == foreign),
-        "{error}"
-    );
+    assert!(matches!(error, KernelError::Unsupported { name, .. } if name == foreign), "{error}");
 }
 
 #[test]
 fn an_unknown_name_is_answered_with_the_names() {
     let error = Kernels::by_name("turbo").unwrap_err().to_string();
-    assert!(
-        error.contains("turbo") && Kernels::NAMES.iter().all(|name| error.contains(name)),
-        "{error}"
-    );
+    assert!(error.contains("turbo") && Kernels::NAMES.iter().all(|name| error.contains(name)), "{error}");
 }
 
 #[test]
@@ -61,24 +48,12 @@ fn a_wrong_output_length_is_refused() {
 #[should_panic(expected = "dense rows")]
 fn the_wrong_kind_of_rows_is_refused() {
     let w = Weights::new(Format::Q4_1, 16, 64, Data::Zero, &mut Rng::new(1));
-    Kernels::detect().matmul(
-        &w.matrix(),
-        0..1,
-        Rows::Dense(&[0.0; 64]),
-        1,
-        &mut [0.0; 16],
-    );
+    Kernels::detect().matmul(&w.matrix(), 0..1, Rows::Dense(&[0.0; 64]), 1, &mut [0.0; 16]);
 }
 
 #[test]
 #[should_panic(expected = "row groups")]
 fn row_groups_beyond_the_matrix_are_refused() {
     let w = Weights::new(Format::F16, 16, 64, Data::Zero, &mut Rng::new(1));
-    Kernels::detect().matmul(
-        &w.matrix(),
-        1..2,
-        Rows::Dense(&[0.0; 64]),
-        1,
-        &mut [0.0; 16],
-    );
+    Kernels::detect().matmul(&w.matrix(), 1..2, Rows::Dense(&[0.0; 64]), 1, &mut [0.0; 16]);
 }

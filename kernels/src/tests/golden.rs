@@ -1,9 +1,7 @@
 //! The same bits on every architecture: one computation through every operation, its hashes written down.
 
 use super::*;
-use crate::{
-    AttentionArgs, AttentionScratch, QBlock, Rows, blocks_per_row, kv_block_len, kv_store,
-};
+use crate::{AttentionArgs, AttentionScratch, QBlock, Rows, blocks_per_row, kv_block_len, kv_store};
 
 /// Hashes of the products, in the order of `Format::ALL`.
 const PRODUCTS: [u64; 8] = [
@@ -26,9 +24,7 @@ fn hash(values: &[f32]) -> u64 {
     values
         .iter()
         .flat_map(|x| x.to_le_bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        })
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Every set, and the specification without fused multiply-add instructions.
@@ -43,18 +39,12 @@ fn products_have_the_bits_written_down() {
             let mut rng = Rng::new(21);
             let (rows, cols, n) = (40, 160, 6);
             let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
-            let x: Vec<f32> = (0..n)
-                .flat_map(|_| [rng.units(cols), vec![0.0; 32]].concat())
-                .collect();
+            let x: Vec<f32> = (0..n).flat_map(|_| [rng.units(cols), vec![0.0; 32]].concat()).collect();
             let mut blocks = vec![QBlock::default(); n * blocks_per_row(cols)];
             for (x, out) in x.chunks(192).zip(blocks.chunks_mut(blocks_per_row(cols))) {
                 kernels.quantize(&x[..cols], out);
             }
-            let rows = if format.is_quantized() {
-                Rows::Quantized(&blocks)
-            } else {
-                Rows::Dense(&x)
-            };
+            let rows = if format.is_quantized() { Rows::Quantized(&blocks) } else { Rows::Dense(&x) };
             let mut out = vec![f32::NAN; 3 * n * ROW_GROUP];
             kernels.matmul(&w.matrix(), 0..3, rows, n, &mut out);
             hash(&out)
@@ -86,23 +76,12 @@ fn attention_has_the_bits_written_down() {
         let (heads, head_dim, positions) = (3, 64, 150);
         let mut plane = vec![0; 3 * kv_block_len(head_dim)];
         for p in 0..positions {
-            let block = plane
-                .chunks_mut(kv_block_len(head_dim))
-                .nth(p / 64)
-                .unwrap();
+            let block = plane.chunks_mut(kv_block_len(head_dim)).nth(p / 64).unwrap();
             let (k, v) = (rng.units(head_dim), rng.units(head_dim));
             kv_store(block, p % 64, head_dim, &k, &v);
         }
         let q = rng.units(heads * head_dim);
-        let args = AttentionArgs {
-            q: &q,
-            heads,
-            head_dim,
-            plane: &plane,
-            table: &[0, 1, 2],
-            positions,
-            scale: 0.125,
-        };
+        let args = AttentionArgs { q: &q, heads, head_dim, plane: &plane, table: &[0, 1, 2], positions, scale: 0.125 };
         let mut out = vec![f32::NAN; q.len()];
         kernels.attention(&args, &mut out, &mut AttentionScratch::new());
         assert_eq!(hash(&out), ATTENTION, "{kernels:?}: {:#x}", hash(&out));

@@ -12,17 +12,8 @@ struct Input {
 impl Input {
     fn new(n: usize, cols: usize, data: Data, rng: &mut Rng) -> Self {
         let mut dense = vec![0.0; n * padded_cols(cols)];
-        let mut quantized = vec![
-            QBlock {
-                d: f32::NAN,
-                sum: 99,
-                q: [99; 32]
-            };
-            n * blocks_per_row(cols)
-        ];
-        let rows = dense
-            .chunks_mut(padded_cols(cols))
-            .zip(quantized.chunks_mut(blocks_per_row(cols)));
+        let mut quantized = vec![QBlock { d: f32::NAN, sum: 99, q: [99; 32] }; n * blocks_per_row(cols)];
+        let rows = dense.chunks_mut(padded_cols(cols)).zip(quantized.chunks_mut(blocks_per_row(cols)));
         for (dense, quantized) in rows {
             let sign = rng.unit().signum();
             for x in &mut dense[..cols] {
@@ -39,11 +30,7 @@ impl Input {
     }
 
     fn rows(&self, format: Format) -> Rows<'_> {
-        if format.is_quantized() {
-            Rows::Quantized(&self.quantized)
-        } else {
-            Rows::Dense(&self.dense)
-        }
+        if format.is_quantized() { Rows::Quantized(&self.quantized) } else { Rows::Dense(&self.dense) }
     }
 }
 
@@ -72,13 +59,8 @@ fn the_specification_agrees_with_f64() {
                             f64::from(x.dense[t * padded_cols(cols) + k])
                         }
                     };
-                    let terms = weights
-                        .iter()
-                        .enumerate()
-                        .map(|(k, w)| f64::from(*w) * activation(k));
-                    let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| {
-                        (sum + term, size + term.abs())
-                    });
+                    let terms = weights.iter().enumerate().map(|(k, w)| f64::from(*w) * activation(k));
+                    let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                     let have = f64::from(out[(row / 16 * n + t) * 16 + row % 16]);
                     assert!(
                         (have - want).abs() <= 1e-5 * size,
@@ -130,27 +112,14 @@ fn every_set_gives_the_bits_of_the_specification() {
 #[test]
 fn the_largest_integer_sums_are_exact() {
     let mut rng = Rng::new(9);
-    for format in Format::ALL
-        .into_iter()
-        .filter(|format| format.is_quantized())
-    {
+    for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
         for fill in [127, -127] {
-            let block = QBlock {
-                d: 1.0,
-                sum: 32 * i32::from(fill),
-                q: [fill; 32],
-            };
-            let x = Input {
-                quantized: vec![block; 5 * 2],
-                dense: Vec::new(),
-            };
+            let block = QBlock { d: 1.0, sum: 32 * i32::from(fill), q: [fill; 32] };
+            let x = Input { quantized: vec![block; 5 * 2], dense: Vec::new() };
             for _ in 0..8 {
                 let w = Weights::new(format, 16, 64, Data::Extreme, &mut rng);
                 for n in [1, 5] {
-                    let x = Input {
-                        quantized: x.quantized[..n * 2].to_vec(),
-                        dense: Vec::new(),
-                    };
+                    let x = Input { quantized: x.quantized[..n * 2].to_vec(), dense: Vec::new() };
                     let want = product(scalar(), &w, &x, n);
                     for kernels in fast_sets() {
                         assert_same_bits(&product(kernels, &w, &x, n), &want, || {
@@ -175,8 +144,7 @@ fn a_row_is_alone_in_any_batch_and_any_range() {
             let whole = product(kernels, &w, &x, n);
             for t in 0..n {
                 let one = Input {
-                    quantized: x.quantized[t * blocks_per_row(cols)..][..blocks_per_row(cols)]
-                        .to_vec(),
+                    quantized: x.quantized[t * blocks_per_row(cols)..][..blocks_per_row(cols)].to_vec(),
                     dense: x.dense[t * padded_cols(cols)..][..padded_cols(cols)].to_vec(),
                 };
                 for groups in [0..3, 3..10] {
@@ -184,9 +152,7 @@ fn a_row_is_alone_in_any_batch_and_any_range() {
                     kernels.matmul(&w.matrix(), groups.clone(), one.rows(format), 1, &mut out);
                     for (g, out) in groups.zip(out.chunks(ROW_GROUP)) {
                         let want = &whole[(g * n + t) * ROW_GROUP..][..ROW_GROUP];
-                        assert_same_bits(out, want, || {
-                            format!("{kernels:?} {format:?} group {g} row {t}")
-                        });
+                        assert_same_bits(out, want, || format!("{kernels:?} {format:?} group {g} row {t}"));
                     }
                 }
             }

@@ -27,9 +27,7 @@ fn dense_rows_need_no_whole_block() {
             let w = Weights::new(format, 3, cols, Data::Random, &mut rng);
             let mut row = vec![f32::NAN; cols];
             w.matrix().unpack_row(2, &mut row);
-            assert_same_bits(&row, &dequantize(format, &w.source, cols)[2], || {
-                format!("{format:?} {cols}")
-            });
+            assert_same_bits(&row, &dequantize(format, &w.source, cols)[2], || format!("{format:?} {cols}"));
         }
     }
 }
@@ -42,22 +40,14 @@ fn padding_is_zero() {
         let mut out = vec![0xaa; packed_bytes(format, 16, cols).unwrap()];
         pack_row_group(format, &source, 1, cols, &mut out).unwrap();
         let used = out.iter().filter(|byte| **byte != 0).count();
-        assert!(
-            used <= source.len(),
-            "{format:?}: {used} bytes set from {}",
-            source.len()
-        );
+        assert!(used <= source.len(), "{format:?}: {used} bytes set from {}", source.len());
     }
 }
 
 #[test]
 fn tile_sizes_are_those_of_the_source() {
     for format in Format::ALL {
-        assert_eq!(
-            format.tile_bytes(),
-            16 * format.source_row_bytes(64),
-            "{format:?}"
-        );
+        assert_eq!(format.tile_bytes(), 16 * format.source_row_bytes(64), "{format:?}");
         assert_eq!(packed_bytes(format, 17, 65), Some(4 * format.tile_bytes()));
         assert_eq!(packed_bytes(format, usize::MAX, usize::MAX), None);
     }
@@ -67,19 +57,11 @@ fn tile_sizes_are_those_of_the_source() {
 fn what_is_not_finite_is_refused_with_its_place() {
     let mut rng = Rng::new(6);
     for bad in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
-        for format in Format::ALL
-            .into_iter()
-            .filter(|format| format.is_quantized())
-        {
+        for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
             let block = format.source_row_bytes(32);
             let has_min = matches!(format, Format::Q4_1 | Format::Q5_1);
-            for (at, name) in [(0, "scale"), (2, "minimum")]
-                .into_iter()
-                .take(1 + usize::from(has_min))
-            {
-                let mut source: Vec<u8> = (0..3)
-                    .flat_map(|_| source_row(format, 96, Data::Random, &mut rng))
-                    .collect();
+            for (at, name) in [(0, "scale"), (2, "minimum")].into_iter().take(1 + usize::from(has_min)) {
+                let mut source: Vec<u8> = (0..3).flat_map(|_| source_row(format, 96, Data::Random, &mut rng)).collect();
                 source[block * 5 + at..][..2].copy_from_slice(&bad.to_le_bytes());
                 let mut out = vec![0; packed_bytes(format, 16, 96).unwrap()];
                 let error = pack_row_group(format, &source, 3, 96, &mut out).unwrap_err();
@@ -93,24 +75,16 @@ fn what_is_not_finite_is_refused_with_its_place() {
     let mut source = [0u8; 3 * 20];
     source[20 + 16..20 + 20].copy_from_slice(&f32::NAN.to_le_bytes());
     let error = pack_row_group(Format::F32, &source, 3, 5, &mut [0; 4096]).unwrap_err();
-    assert!(
-        matches!(error, PackError::ValueNotFinite { row: 1, col: 4, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, PackError::ValueNotFinite { row: 1, col: 4, .. }), "{error}");
 }
 
 #[test]
 fn tiny_dense_values_become_zero() {
     let values = [1e-40f32, -7.8e-31, 7.9e-31, -1.0];
-    let source: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
+    let source: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let mut out = vec![0; 4096];
     pack_row_group(Format::F32, &source, 1, 4, &mut out).unwrap();
-    let stored: Vec<f32> = (0..4)
-        .map(|k| f32::from_le_bytes(out[64 * k..64 * k + 4].try_into().unwrap()))
-        .collect();
+    let stored: Vec<f32> = (0..4).map(|k| f32::from_le_bytes(out[64 * k..64 * k + 4].try_into().unwrap())).collect();
     assert_eq!(stored, [0.0, 0.0, 7.9e-31, -1.0]);
 }
 
@@ -118,47 +92,19 @@ fn tiny_dense_values_become_zero() {
 fn wrong_shapes_are_errors() {
     let mut out = [0; 640];
     let error = |result: Result<(), PackError>| result.unwrap_err();
-    assert!(matches!(
-        error(pack_row_group(Format::Q4_1, &[0; 20], 0, 32, &mut out)),
-        PackError::Rows { rows: 0 }
-    ));
-    assert!(matches!(
-        error(pack_row_group(Format::Q4_1, &[0; 20], 17, 32, &mut out)),
-        PackError::Rows { rows: 17 }
-    ));
+    assert!(matches!(error(pack_row_group(Format::Q4_1, &[0; 20], 0, 32, &mut out)), PackError::Rows { rows: 0 }));
+    assert!(matches!(error(pack_row_group(Format::Q4_1, &[0; 20], 17, 32, &mut out)), PackError::Rows { rows: 17 }));
     assert!(matches!(
         error(pack_row_group(Format::Q4_1, &[0; 20], 1, 33, &mut out)),
         PackError::Columns { cols: 33, .. }
     ));
     let source = error(pack_row_group(Format::Q4_1, &[0; 19], 1, 32, &mut out));
-    assert!(matches!(
-        source,
-        PackError::SourceLength {
-            have: 19,
-            need: 20,
-            ..
-        }
-    ));
+    assert!(matches!(source, PackError::SourceLength { have: 19, need: 20, .. }));
     let output = error(pack_row_group(Format::Q4_1, &[0; 20], 1, 32, &mut out[1..]));
-    assert!(matches!(
-        output,
-        PackError::OutputLength {
-            have: 639,
-            need: 640
-        }
-    ));
-    assert!(matches!(
-        Matrix::new(Format::Q4_1, 1, 33, &out),
-        Err(ShapeError::Columns { .. })
-    ));
-    assert!(matches!(
-        Matrix::new(Format::Q4_1, 1, 64, &out[1..]),
-        Err(ShapeError::Length { .. })
-    ));
-    assert!(matches!(
-        Matrix::new(Format::Q4_1, usize::MAX, 64, &out),
-        Err(ShapeError::TooLarge { .. })
-    ));
+    assert!(matches!(output, PackError::OutputLength { have: 639, need: 640 }));
+    assert!(matches!(Matrix::new(Format::Q4_1, 1, 33, &out), Err(ShapeError::Columns { .. })));
+    assert!(matches!(Matrix::new(Format::Q4_1, 1, 64, &out[1..]), Err(ShapeError::Length { .. })));
+    assert!(matches!(Matrix::new(Format::Q4_1, usize::MAX, 64, &out), Err(ShapeError::TooLarge { .. })));
     let wide = [0; 1024];
     let misaligned = boundary(&wide) + 1;
     assert!(matches!(

@@ -51,17 +51,7 @@ fn exp_at_its_ends() {
 fn every_set_has_the_same_exp() {
     let mut rng = Rng::new(11);
     let mut x: Vec<f32> = (0..100_003).map(|_| 100.0 * rng.unit()).collect();
-    x.extend([
-        0.0,
-        -0.0,
-        EXP_MIN,
-        EXP_MAX,
-        f32::INFINITY,
-        f32::NEG_INFINITY,
-        f32::MAX,
-        f32::MIN,
-        1e-40,
-    ]);
+    x.extend([0.0, -0.0, EXP_MIN, EXP_MAX, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, 1e-40]);
     let want: Vec<f32> = x.iter().map(|x| exp(*x)).collect();
     for kernels in Kernels::supported() {
         let mut have = x.clone();
@@ -71,14 +61,7 @@ fn every_set_has_the_same_exp() {
 }
 
 fn quantized(kernels: Kernels, x: &[f32], blocks: usize) -> Vec<QBlock> {
-    let mut out = vec![
-        QBlock {
-            d: f32::NAN,
-            sum: -1,
-            q: [77; 32]
-        };
-        blocks
-    ];
+    let mut out = vec![QBlock { d: f32::NAN, sum: -1, q: [77; 32] }; blocks];
     kernels.quantize(x, &mut out);
     out
 }
@@ -89,10 +72,7 @@ fn check_quantize(x: &[f32]) -> Result<(), TestCaseError> {
     for (i, block) in want.iter().enumerate() {
         let x: Vec<f32> = x.iter().copied().skip(i * 32).take(32).collect();
         let largest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
-        prop_assert_eq!(
-            block.sum,
-            block.q.iter().map(|q| i32::from(*q)).sum::<i32>()
-        );
+        prop_assert_eq!(block.sum, block.q.iter().map(|q| i32::from(*q)).sum::<i32>());
         prop_assert!(block.q.iter().all(|q| *q >= -127));
         if largest < 2f32.powi(-100) {
             prop_assert_eq!(block, &QBlock::default());
@@ -101,19 +81,13 @@ fn check_quantize(x: &[f32]) -> Result<(), TestCaseError> {
         prop_assert_eq!(block.d, largest / 127.0);
         prop_assert!(block.q.iter().any(|q| q.unsigned_abs() == 127));
         for (x, q) in x.iter().zip(block.q) {
-            prop_assert!(
-                (f64::from(block.d) * f64::from(q) - f64::from(*x)).abs()
-                    <= f64::from(block.d) * 0.5001
-            );
+            prop_assert!((f64::from(block.d) * f64::from(q) - f64::from(*x)).abs() <= f64::from(block.d) * 0.5001);
         }
     }
     for kernels in fast_sets() {
         let have = quantized(kernels, x, blocks);
         for (have, want) in have.iter().zip(&want) {
-            prop_assert_eq!(
-                (have.d.to_bits(), have.sum, have.q),
-                (want.d.to_bits(), want.sum, want.q)
-            );
+            prop_assert_eq!((have.d.to_bits(), have.sum, have.q), (want.d.to_bits(), want.sum, want.q));
         }
     }
     Ok(())
@@ -185,9 +159,7 @@ fn rms_norm_is_close_and_the_same_everywhere() {
             for kernels in fast_sets() {
                 let mut have = vec![f32::NAN; len];
                 kernels.rms_norm(&x, stride, &w, 1e-5, &mut have);
-                assert_same_bits(&have, &want, || {
-                    format!("{kernels:?} {len} stride {stride}")
-                });
+                assert_same_bits(&have, &want, || format!("{kernels:?} {len} stride {stride}"));
             }
         }
     }
@@ -204,12 +176,7 @@ fn silu_is_close_and_the_same_everywhere() {
         for k in 0..len {
             let g = f64::from(gate[k]);
             let exact = g / (1.0 + (-g).exp()) * f64::from(up[k]);
-            assert!(
-                (f64::from(want[k]) - exact).abs() <= 1e-6 * exact.abs(),
-                "{}: {}, not {exact}",
-                gate[k],
-                want[k]
-            );
+            assert!((f64::from(want[k]) - exact).abs() <= 1e-6 * exact.abs(), "{}: {}, not {exact}", gate[k], want[k]);
         }
         for kernels in fast_sets() {
             let mut have = gate.clone();
