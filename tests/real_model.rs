@@ -97,10 +97,13 @@ fn one_logits_hash_over_kernels_threads_batches_and_prefill_chunks() {
             for threads in [1, 2] {
                 for batch in [1, 3] {
                     for prefill_chunk in [1, 7, 64, 512] {
+                        // The specification is slow: here it meets every setting once, in tests/decode_goldens.rs all of them.
+                        if kernels.name() == "scalar" && batch == 3 && (threads, prefill_chunk) != (2, 512) {
+                            continue;
+                        }
                         let settings = Settings { kernels, threads, batch, prefill_chunk };
                         let (_, hash) = greedy(model, settings, &prompt, 4);
                         assert_eq!(format!("{hash:016x}"), format!("{GOLDEN:016x}"), "{settings:?}");
-                        // The specification is slow: it proves the golden, the fast sets the long prompt as well.
                         if kernels.name() != "scalar" {
                             let (_, hash) = greedy(model, settings, &long, 4);
                             assert_eq!(*long_hash.get_or_insert(hash), hash, "130 tokens, {settings:?}");

@@ -48,7 +48,6 @@ pub struct GenerateArgs {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Request {
     prompt: Option<String>,
     ids: Option<Vec<u32>>,

@@ -29,7 +29,6 @@ pub struct ScoreArgs {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Request {
     text: Option<String>,
     ids: Option<Vec<u32>>,
