@@ -31,6 +31,9 @@ pub struct StepLimits {
     pub prefill_chunk: usize,
 }
 
+/// Prefill rows in a step that also decodes: bounds the gap between two tokens of a running stream.
+pub const PREFILL_ROWS_BESIDE_DECODE: usize = 16;
+
 /// Fills `plan` (cleared first) for sequences in `pending`; `None` marks a free slot. A step's rows never exceed
 /// `limits.max_rows`; every sequence with one pending token gets its row as long as rows are left.
 pub fn plan(pending: &[Option<Pending>], limits: StepLimits, plan: &mut Vec<Share>) {
@@ -41,6 +44,9 @@ pub fn plan(pending: &[Option<Pending>], limits: StepLimits, plan: &mut Vec<Shar
             plan.push(Share { sequence, rows: 1, last: true });
             room -= 1;
         }
+    }
+    if !plan.is_empty() {
+        room = room.min(PREFILL_ROWS_BESIDE_DECODE);
     }
     let mut after = None;
     while room > 0 {
@@ -77,7 +83,8 @@ mod tests {
         let state = |tokens, age| Some(Pending { tokens, age });
         let shares = planned(&[state(100, 5), None, state(1, 9), state(40, 2)], 64, 32);
         let share = |sequence, rows, last| Share { sequence, rows, last };
-        assert_eq!(shares, [share(2, 1, true), share(3, 32, false), share(0, 31, false)]);
+        assert_eq!(planned(&[state(100, 5), state(40, 2)], 64, 32), [share(1, 32, false), share(0, 32, false)]);
+        assert_eq!(shares, [share(2, 1, true), share(3, 16, false)]);
     }
 
     proptest! {

@@ -84,6 +84,14 @@ pub enum ModelError {
         /// What would be right.
         wanted: String,
     },
+    /// The tokenizer lists tokens that have no embedding.
+    #[error("the tokenizer lists {tokens} tokens, token_embd.weight has {rows} rows")]
+    VocabSize {
+        /// Tokens listed.
+        tokens: usize,
+        /// Rows of the embeddings.
+        rows: usize,
+    },
     /// A tensor that every model of this architecture has.
     #[error("tensor {name:?} is missing")]
     MissingTensor {

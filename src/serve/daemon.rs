@@ -26,6 +26,9 @@ use crate::tools::session::{
 /// Stack of the I/O thread, in bytes: JSON of bounded depth and templates with bounded recursion run there.
 pub const IO_STACK_BYTES: usize = 1 << 20;
 
+/// Longest model name in answers, in characters; the rest of a longer `general.name` is left out.
+pub const MAX_MODEL_ID_CHARS: usize = 128;
+
 /// Run the daemon: HTTP on a UNIX socket, and a serial line where --tty names one.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
@@ -189,7 +192,9 @@ fn serve(
         log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
         let template = template(&model.model, capacity, gguf, vocab)?;
         let text = &ModelText { vocab, template: template.as_ref() };
-        let model_id = gguf.str("general.name").ok().flatten().unwrap_or("model");
+        // Owned and bounded: the file may be replaced under a running daemon, and its name goes into every answer.
+        let name = gguf.str("general.name").ok().flatten().unwrap_or("model");
+        let model_id = &name.chars().filter(|c| !c.is_control()).take(MAX_MODEL_ID_CHARS).collect::<String>();
         let mut rings = Box::new(Rings::new());
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
         let (end, unbound) = rings.split().map_err(eventfd)?;

@@ -162,6 +162,9 @@ pub fn plan<'m>(
     let layout = WeightLayout::new(&gguf, &hyper).map_err(model_error)?;
     let raw_vocab = vocab::raw_vocab(&gguf).map_err(|source| model_error(source.into()))?;
     let vocab = Vocab::new(&raw_vocab).map_err(|source| SessionError::Vocab { path: path.into(), source })?;
+    if vocab.len() > hyper.n_vocab {
+        return Err(model_error(ModelError::VocabSize { tokens: vocab.len(), rows: hyper.n_vocab }));
+    }
     let threads = threads.unwrap_or_else(|| cpu::allowed_cpus().len().min(MAX_THREADS));
     let ctx = wanted.ctx.unwrap_or(DEFAULT_CONTEXT.min(hyper.n_ctx_train));
     in_range("threads", threads, 1, MAX_THREADS)?;
