@@ -10,7 +10,7 @@ use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -254,6 +254,7 @@ impl Shared {
         }
         let parked = &self.slots[worker].parked;
         parked.store(true, Ordering::SeqCst);
+        before_parking();
         let epoch = loop {
             match changed() {
                 Some(epoch) => break epoch,
@@ -271,6 +272,7 @@ impl Shared {
             return;
         }
         self.caller_parked.store(true, Ordering::SeqCst);
+        before_parking();
         while done().is_none() {
             std::thread::park();
         }
@@ -285,6 +287,12 @@ impl Drop for Join<'_> {
     fn drop(&mut self) {
         self.0.join();
     }
+}
+
+/// Orders "I am about to park" before the last look at what is waited for. SeqCst asks for that already and the hardware does it
+/// (`stlr`, then `ldar`); QEMU on x86 lets the load pass the store there, and the wake-up is lost: tests under emulation hung.
+fn before_parking() {
+    fence(Ordering::SeqCst);
 }
 
 fn spin_for<R>(mut ready: impl FnMut() -> Option<R>) -> Option<R> {
@@ -357,6 +365,23 @@ mod tests {
             }
         }
         assert_eq!(out, vec![5000; 16]);
+    }
+
+    /// Pauses as long as a worker spins: the operation begins just as it parks.
+    #[test]
+    fn an_operation_that_meets_a_parking_worker_wakes_it() {
+        let mut pool = Workers::new(2).unwrap();
+        pool.pin_caller();
+        let mut scratch = vec![(); 2];
+        let mut out = vec![0u64; 2];
+        for round in 0..20_000u32 {
+            pool.chunks(&mut scratch, &mut out, 1, |()| (), |(), _, chunk| chunk[0] += 1);
+            let (begun, pause) = (Instant::now(), SPIN * (round % 100) / 75);
+            while begun.elapsed() < pause {
+                std::hint::spin_loop();
+            }
+        }
+        assert_eq!(out, vec![20_000; 2]);
     }
 
     #[test]
