@@ -179,7 +179,7 @@ fn a_full_ring_is_told_as_429() {
     let script = script("a");
     script.frozen.store(true, Ordering::SeqCst);
     with_daemon(&script, None, |daemon| {
-        let waiting = hearth::engine::queue::COMMAND_RING_SLOTS - 1;
+        let waiting = hearth::engine::queue::WAITING_JOBS;
         let mut streams: Vec<UnixStream> = (0..waiting).map(|_| daemon.connect()).collect();
         for stream in &mut streams {
             stream.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();

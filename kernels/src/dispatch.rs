@@ -18,6 +18,7 @@ pub(crate) struct Set {
     pub(crate) rms_norm: unsafe fn(&[f32], usize, &[f32], f32, &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) exp: unsafe fn(&mut [f32]),
+    pub(crate) prefetch: unsafe fn(&[u8]),
     pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
 }
 
@@ -57,11 +58,15 @@ macro_rules! simd_set {
                 ops::exp_all($token, x);
             }
             $(#[$feature])*
+            fn prefetch(bytes: &[u8]) {
+                ops::prefetch($token, bytes);
+            }
+            $(#[$feature])*
             fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
                 attend($token, a, out, scratch);
             }
             $crate::dispatch::Set {
-                name: $name, matmul_quantized, matmul_dense, quantize, rms_norm, silu_mul, exp, attention,
+                name: $name, matmul_quantized, matmul_dense, quantize, rms_norm, silu_mul, exp, prefetch, attention,
             }
         };
     };
@@ -200,6 +205,12 @@ impl Kernels {
     pub fn exp(self, x: &mut [f32]) {
         // SAFETY: `self` proves the features.
         unsafe { (self.0.exp)(x) }
+    }
+
+    /// Hints that `bytes` will be read soon, line by line.
+    pub fn prefetch(self, bytes: &[u8]) {
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.prefetch)(bytes) }
     }
 
     /// Attention of one token's query heads of one GQA group; `out` is `[heads][head_dim]`.

@@ -11,6 +11,9 @@ use crate::simd::{LANES, Simd, exp};
 /// Blocks whose largest magnitude is below this are zero: 2^-100.
 const ZERO_BELOW: f32 = 7.888_609e-31;
 
+/// What one prefetch brings in at least, bytes.
+const CACHE_LINE_BYTES: usize = 64;
+
 /// Up to sixteen values, the missing ones zero.
 #[inline(always)]
 fn load_part<S: Simd>(s: S, x: &[f32]) -> S::V {
@@ -81,6 +84,13 @@ pub(crate) fn silu_mul<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
 pub(crate) fn exp_all<S: Simd>(s: S, x: &mut [f32]) {
     for x in x.chunks_mut(LANES) {
         store_part(s, exp(s, load_part(s, x)), x);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn prefetch<S: Simd>(s: S, bytes: &[u8]) {
+    for line in bytes.chunks(CACHE_LINE_BYTES) {
+        s.prefetch(line.as_ptr());
     }
 }
 

@@ -141,7 +141,7 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
 /// # Errors
 /// The daemon cannot start, or its I/O loop failed.
 pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send) -> Result<R, DaemonError> {
-    let model = &ModelArgs { model: model.into(), threads: None, kernels: None };
+    let model = &ModelArgs { model: model.into(), threads: None, threads_batch: None, kernels: None };
     let capacity = &CapacityArgs { sequences: 1, ..CapacityArgs::default() };
     log_to_stderr(LevelFilter::Warn);
     let io = |what: &str| {

@@ -37,6 +37,9 @@ pub struct ModelArgs {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Threads that compute steps of more than a few rows (prompts, many sequences) [default: as --threads]
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<usize>,
     /// Kernel set to use instead of the fastest: scalar, avx2, neon
     #[arg(long, value_name = "NAME")]
     pub kernels: Option<String>,
@@ -72,7 +75,7 @@ pub struct Session<'m> {
     pub gguf: &'m Gguf<'m>,
     /// The kernel set.
     pub kernels: Kernels,
-    /// Worker threads, this thread pinned as the first.
+    /// Worker threads; whoever starts operations pins itself with `pin_caller`.
     pub workers: Workers,
     /// The sizes that the plan was made for.
     pub capacity: Capacity,
@@ -191,13 +194,20 @@ pub fn with_model<R, E: From<SessionError>>(
         None => Kernels::detect(),
     };
     let mapping = Mapping::open(&args.model).map_err(SessionError::from)?;
+    let default_threads = cpu::allowed_cpus().len().min(MAX_THREADS);
+    let decode_threads = args.threads.unwrap_or(default_threads);
+    let prefill_threads = args.threads_batch.unwrap_or(decode_threads);
+    in_range("threads", decode_threads, 1, MAX_THREADS)?;
+    in_range("threads-batch", prefill_threads, 1, MAX_THREADS)?;
+    let threads = decode_threads.max(prefill_threads);
     let Planned { gguf, hyper, layout, vocab, capacity, plan } =
-        plan(&args.model, mapping.bytes(), args.threads, wanted)?;
+        plan(&args.model, mapping.bytes(), Some(threads), wanted)?;
     if let Some(available) = cpu::available_memory_bytes() {
         plan.check(&hyper, available).map_err(SessionError::from)?;
     }
     mapping.will_read_sequentially();
-    let mut workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
+    let workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
+    let mut workers = workers.split(decode_threads, prefill_threads);
     let mut region = Region::new(layout.region_bytes()).map_err(os("memory for the weights"))?;
     let bar = progress_bar(layout.region_bytes());
     let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |bytes| bar.set_position(bytes as u64))

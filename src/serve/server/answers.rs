@@ -96,6 +96,7 @@ impl Server<'_, '_, '_> {
             (FinishReason::NonFinite, _) => {
                 Err(Reject::internal("the model computed values that are not finite; its file is damaged"))
             }
+            (FinishReason::Refused, _) => Err(Reject::internal("the engine refused the request; the log says why")),
         };
         self.conclude(running.owner, outcome.as_ref(), now);
     }
