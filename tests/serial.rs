@@ -102,11 +102,30 @@ fn interrupting_an_endless_answer() {
         terminal.until("lalalala");
         terminal.type_in("\x03");
         assert!(terminal.until("\r\n> ").ends_with("\r\n^C\r\n> "));
-        assert_eq!(script.cancelled.load(Ordering::SeqCst), 1);
+        wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
         terminal.type_in("/max 3\r");
         terminal.until("\r\n> ");
         terminal.type_in("sing\r");
         assert!(terminal.until("\r\n> ").ends_with("lal\r\n[cut after 3 tokens]\r\n> "));
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_interrupt_typed_with_the_question_does_not_wait_for_the_answer() {
+    let mut terminal = Terminal::open();
+    let path = terminal.path.clone();
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("la") };
+    // The engine is busy elsewhere: the line has its prompt back all the same.
+    script.frozen.store(true, Ordering::SeqCst);
+    with_daemon(&script, Some(&path), |_| {
+        terminal.until("> ");
+        terminal.type_in("sing\r\x03/max 3\rsing\r");
+        assert_eq!(terminal.until("> "), "sing\r\n^C\r\n> ");
+        assert_eq!(terminal.until("sing\r\n"), "/max 3\r\nanswer length in tokens: 3\r\n> sing\r\n");
+        script.frozen.store(false, Ordering::SeqCst);
+        assert_eq!(terminal.until("\r\n> "), "lal\r\n[cut after 3 tokens]\r\n> ");
+        assert_eq!(script.cancelled.load(Ordering::SeqCst), 1);
     })
     .unwrap();
 }

@@ -86,18 +86,30 @@ impl Server<'_, '_, '_> {
             return;
         }
         let usage = Usage { completion_tokens: tokens, ..running.usage };
-        let outcome = match (reason, running.owner) {
-            (FinishReason::Stop, _) => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
-            (FinishReason::Length, _) => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
-            (FinishReason::Cancelled, Owner::Tty) => {
-                Ok(Outcome { finish: Finish::Cancelled, usage, logits_hash: None })
-            }
-            (FinishReason::Cancelled, _) => Err(Reject::unavailable("the daemon stopped before the answer's end")),
-            (FinishReason::NonFinite, _) => {
+        let outcome = match reason {
+            FinishReason::Stop => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
+            FinishReason::Length => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
+            FinishReason::Cancelled => Err(Reject::unavailable("the daemon stopped before the answer's end")),
+            FinishReason::NonFinite => {
                 Err(Reject::internal("the model computed values that are not finite; its file is damaged"))
             }
         };
         self.conclude(running.owner, outcome.as_ref(), now);
+    }
+
+    /// Whoever asked wants no more: the answer ends here and now, whatever step the engine is in.
+    pub(super) fn cancel(&mut self, id: RequestId, now: Instant) {
+        let Some(running) = self.running.get_mut(&id) else {
+            return;
+        };
+        let (owner, usage) = (running.owner, running.usage);
+        let mut piece = String::new();
+        running.text.finish(&mut piece);
+        if self.deliver(owner, &piece, now) {
+            let outcome = Outcome { finish: Finish::Cancelled, usage, logits_hash: None };
+            self.conclude(owner, Ok(&outcome), now);
+        }
+        self.abandon(id);
     }
 
     /// False: the owner is lost.

@@ -1,7 +1,6 @@
 //! The loop's part in the serial line: a device that comes and goes, and what is asked on it.
 //! Next on the data's way: `serve::tty`.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Owner, Server, TTY};
@@ -38,7 +37,7 @@ impl Server<'_, '_, '_> {
             }
         }
         while let Some(event) = self.tty.as_mut().and_then(TtyPort::next_event) {
-            self.line_event(event);
+            self.line_event(event, now);
         }
         let Some(tty) = &mut self.tty else { return };
         if !tty.flush() {
@@ -67,7 +66,7 @@ impl Server<'_, '_, '_> {
         }
     }
 
-    pub(super) fn line_event(&mut self, event: LineEvent) {
+    pub(super) fn line_event(&mut self, event: LineEvent, now: Instant) {
         match event {
             LineEvent::Ask(request) => {
                 let submitted = self.submit(Owner::Tty, &request);
@@ -78,11 +77,8 @@ impl Server<'_, '_, '_> {
                 }
             }
             LineEvent::Cancel => {
-                // The line keeps waiting: the engine's last word ends the answer.
-                if let Some(running) = self.tty.as_ref().and_then(TtyPort::request).and_then(|id| self.running.get(&id))
-                {
-                    running.cancel.store(true, Ordering::Release);
-                    self.link.nudge();
+                if let Some(id) = self.tty.as_ref().and_then(TtyPort::request) {
+                    self.cancel(id, now);
                 }
             }
             LineEvent::Status => {
