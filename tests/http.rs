@@ -197,16 +197,25 @@ fn a_full_ring_is_told_as_429() {
 }
 
 #[test]
-fn one_connection_too_many_is_turned_away() {
+fn idle_connections_make_room_and_busy_ones_do_not() {
     with_daemon(&script("a"), None, |daemon| {
-        let mut streams: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| daemon.connect()).collect();
-        let mut extra = daemon.connect();
-        assert_eq!(read_response(&mut extra).status, 503);
-        streams.pop();
-        wait_for("a free place", || {
+        let mut idle: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| daemon.connect()).collect();
+        assert_eq!(daemon.health("status"), "ok", "one more than there are places");
+        assert_eq!(idle[0].read(&mut [0]).unwrap(), 0, "the oldest one gave its place");
+        idle.clear();
+
+        // Every place has a request that has begun: these stay, and one more is turned away.
+        let begun = || {
             let mut stream = daemon.connect();
-            stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").is_ok() && read_response(&mut stream).status == 200
-        });
+            stream.write_all(b"G").unwrap();
+            stream
+        };
+        let mut busy: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| begun()).collect();
+        assert_eq!(read_response(&mut daemon.connect()).status, 503);
+        for stream in &mut busy {
+            stream.write_all(b"ET /health HTTP/1.1\r\n\r\n").unwrap();
+            assert_eq!(read_response(stream).status, 200);
+        }
     })
     .unwrap();
 }

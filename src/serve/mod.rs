@@ -29,7 +29,7 @@ use self::text::TextModel;
 use crate::engine::queue::EngineLink;
 use crate::sys::tty::TtyError;
 
-/// Connections at once; the next one gets 503. More than the engine's ring holds, so that a full ring is told as 429.
+/// Connections at once; the next one takes the place of the one idle longest, or gets 503 if none is. More than the engine's ring holds, so that a full ring is told as 429.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Input that all connections together may hold, in bytes; beyond, the one that holds most gets 503.
 pub const MAX_INPUT_BYTES: usize = 2 * 1024 * 1024;

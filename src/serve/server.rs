@@ -3,6 +3,8 @@
 
 mod answers;
 mod line;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -34,6 +36,8 @@ const TTY: u64 = 4;
 /// Connections' keys count up from here and are never used twice.
 const FIRST_CONNECTION: u64 = 16;
 
+/// Connections taken in one round: bounds what a flood of them costs the streams that run.
+const ACCEPTS_PER_ROUND: usize = 8;
 /// After a stop at once the engine gets this long to give its jobs back.
 const LAST_JOBS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Accepting rests this long when there are no descriptors left.
@@ -269,8 +273,10 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         }
     }
 
+    /// Takes a few that wait, no more: the rest of a flood waits in the backlog while others are served.
     fn accept(&mut self, now: Instant) {
-        while let Some(socket) = &self.socket {
+        for _ in 0..ACCEPTS_PER_ROUND {
+            let Some(socket) = &self.socket else { return };
             let stream = match socket.accept() {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
@@ -280,7 +286,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                     return self.watch_listener(Interest::default());
                 }
             };
-            if self.conns.len() >= MAX_CONNECTIONS {
+            if self.conns.len() >= MAX_CONNECTIONS && !self.evict() {
                 turn_away(stream);
                 continue;
             }
@@ -291,6 +297,17 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 self.conns.insert(key, conn);
             }
         }
+    }
+
+    /// Makes room by closing the connection that has been of no use for the longest time. False: all of them are at work.
+    fn evict(&mut self) -> bool {
+        let spare = self.conns.iter().filter_map(|(&key, conn)| Some((conn.spare_since()?, key)));
+        let Some((_, key)) = spare.min() else {
+            return false;
+        };
+        log::debug!("an idle connection makes room for a new one");
+        self.drop_conn(key);
+        true
     }
 
     fn watch_listener(&self, interest: Interest) {
