@@ -320,7 +320,8 @@ impl<'m> Engine<'m> {
             return self.finish(slot, FinishReason::Stop, emit);
         }
         generated.push(token);
-        emit(Event::Token { id: sequence.job.id, token });
+        let logits_hash = sequence.hash.as_ref().map(Xxh3::digest);
+        emit(Event::Token { id: sequence.job.id, token, logits_hash });
         let positions = sequence.job.prompt.len() + generated.len();
         if generated.len() >= sequence.job.max_tokens || positions >= self.capacity.ctx {
             self.finish(slot, FinishReason::Length, emit);

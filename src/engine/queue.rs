@@ -71,6 +71,8 @@ pub enum Event {
         id: RequestId,
         /// The token.
         token: TokenId,
+        /// As in [`Event::Finished`], up to and with this token's step: what the hash is if the answer ends here.
+        logits_hash: Option<u64>,
     },
     /// The sequence has ended and its memory is free again.
     Finished {

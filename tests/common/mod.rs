@@ -126,6 +126,7 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
     let answer = if script.answer.is_empty() { prompt.to_uppercase() } else { script.answer.clone() };
     script.prompts.lock().unwrap().push(prompt);
     let bytes = answer.as_bytes();
+    let hash = |made: usize| job.logits_hash.then_some(0xABC0 + made as u64);
     let mut made = 0;
     let mut reason = FinishReason::Stop;
     while script.endless || made < bytes.len() {
@@ -143,10 +144,17 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
             break;
         }
         std::thread::sleep(script.pace);
-        emit(end, Event::Token { id: job.id, token: TokenId(u32::from(bytes[made % bytes.len()])) });
+        emit(
+            end,
+            Event::Token {
+                id: job.id,
+                token: TokenId(u32::from(bytes[made % bytes.len()])),
+                logits_hash: hash(made + 1),
+            },
+        );
         made += 1;
     }
-    let logits_hash = job.logits_hash.then_some(0xABCD);
+    let logits_hash = hash(made);
     emit(end, Event::Finished { job, reason, completion_tokens: made, logits_hash });
 }
 

@@ -35,7 +35,7 @@ impl Server<'_, '_, '_> {
         self.link.clear();
         while let Some(event) = self.link.next_event() {
             match event {
-                Event::Token { id, token } => self.token(id, token, now),
+                Event::Token { id, token, logits_hash } => self.token(id, token, logits_hash, now),
                 Event::Finished { job, reason, completion_tokens, logits_hash } => {
                     self.finished(job.id, reason, completion_tokens, logits_hash, now);
                 }
@@ -43,7 +43,7 @@ impl Server<'_, '_, '_> {
         }
     }
 
-    pub(super) fn token(&mut self, id: RequestId, token: TokenId, now: Instant) {
+    pub(super) fn token(&mut self, id: RequestId, token: TokenId, hash: Option<u64>, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
@@ -58,8 +58,8 @@ impl Server<'_, '_, '_> {
         if !self.deliver(owner, &piece, now) {
             self.abandon(id);
         } else if stopped {
-            // When the engine stops depends on the clock, so its hash would too: none is reported.
-            let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: None };
+            // The engine may be some steps ahead by now; how many depends on the clock, and the hash must not.
+            let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: hash };
             self.conclude(owner, Ok(&outcome), now);
             self.abandon(id);
         }
