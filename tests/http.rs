@@ -8,10 +8,12 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{Script, post, read_response, wait_for, with_daemon, with_daemon_at};
+use hearth::serve::ServeError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -299,6 +301,58 @@ fn a_second_request_to_stop_stops_at_once() {
         wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
     })
     .unwrap();
+}
+
+#[test]
+fn a_long_step_keeps_no_client_waiting_for_its_end() {
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("a") };
+    with_daemon(&script, None, |daemon| {
+        let mut streaming = daemon.connect();
+        streaming.write_all(post(CHAT, &ask(true)).as_bytes()).unwrap();
+        let mut begun = [0; 4096];
+        assert!(streaming.read(&mut begun).unwrap() > 0);
+        script.stuck.store(true, Ordering::SeqCst);
+        let mut waiting = daemon.connect();
+        waiting.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();
+        wait_for("the second request", || daemon.health("active") == 2);
+        daemon.ask_to_stop();
+        daemon.ask_to_stop();
+        // The engine is still in its step when both have their ends.
+        let refused = read_response(&mut waiting);
+        assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &"unavailable".into()));
+        let mut rest = String::new();
+        streaming.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("data: {\"error\":{") && rest.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{rest}");
+        script.stuck.store(false, Ordering::SeqCst);
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_engine_that_panics_ends_the_daemon_and_its_answers() {
+    let script = Script { panics: true, ..script("abcd") };
+    let ended = with_daemon(&script, None, |daemon| {
+        let failed = daemon.post(CHAT, &ask(false));
+        assert_eq!((failed.status, &failed.json()["error"]["type"]), (500, &"server_error".into()));
+    });
+    assert!(matches!(ended, Err(ServeError::EngineGone)), "{ended:?}");
+}
+
+#[test]
+fn an_io_thread_that_panics_ends_the_engine() {
+    let script = Script { endless: true, ..script("a") };
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        with_daemon(&script, None, |daemon| {
+            let mut running = daemon.connect();
+            running.write_all(post("/v1/completions", r#"{"prompt":"x"}"#).as_bytes()).unwrap();
+            wait_for("the job", || script.taken.load(Ordering::SeqCst) == 1);
+            let mut last = daemon.connect();
+            last.write_all(post(CHAT, &ask(true).replace("hi", common::PANIC)).as_bytes()).unwrap();
+            assert_eq!(last.read(&mut [0]).unwrap_or(0), 0, "no answer");
+        })
+    }));
+    // That it got here is the point: an engine nobody listens to has ended.
+    assert!(ended.is_err());
 }
 
 #[test]

@@ -131,6 +131,26 @@ fn an_interrupt_typed_with_the_question_does_not_wait_for_the_answer() {
 }
 
 #[test]
+fn a_daemon_that_stops_says_so_on_the_line() {
+    let mut terminal = Terminal::open();
+    let path = terminal.path.clone();
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("la") };
+    with_daemon(&script, Some(&path), |daemon| {
+        terminal.until("> ");
+        terminal.type_in("sing\r");
+        terminal.until("lala");
+        script.stuck.store(true, Ordering::SeqCst);
+        daemon.ask_to_stop();
+        daemon.ask_to_stop();
+        assert!(
+            terminal.until("answer's end\r\n").ends_with("\r\nerror: the daemon stopped before the answer's end\r\n")
+        );
+        script.stuck.store(false, Ordering::SeqCst);
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_program_at_the_line() {
     let mut terminal = Terminal::open();
     let path = terminal.path.clone();

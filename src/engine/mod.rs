@@ -226,7 +226,7 @@ impl<'m> Engine<'m> {
     pub fn run(mut self, mut end: EngineEnd<'_>) {
         self.workers.pin_caller();
         let events_a_step = 2 * self.capacity.sequences;
-        loop {
+        while !end.abandoned() {
             let mut refused = 0;
             while self.free_sequences() > 0 && end.event_room() > 0 {
                 let Some(job) = end.next_job() else { break };

@@ -3,6 +3,7 @@
 //! I/O thread: [`EngineLink`] submits jobs and drains events. Engine thread: [`EngineEnd`] takes jobs and emits events.
 //! Each side wakes the other: the engine is parked (`std::thread::park`), the I/O thread sleeps in epoll on an eventfd.
 //! A job's heap memory is made by the I/O thread and goes back to it in [`Event::Finished`]: the engine frees nothing.
+//! A side that goes away without a word, by a panic, is noticed by the other, which ends too.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -94,11 +95,13 @@ pub struct Rings {
     events: Queue<Event, EVENT_RING_SLOTS>,
 }
 
-/// Shared wake-up of the I/O thread and the request to stop.
+/// Shared wake-up of the I/O thread, the request to stop, and who is gone.
 #[derive(Debug)]
 struct Bell {
     io: EventFd,
     shutdown: AtomicBool,
+    io_gone: AtomicBool,
+    engine_gone: AtomicBool,
 }
 
 impl Rings {
@@ -115,6 +118,8 @@ impl Rings {
         let bell = Arc::new(Bell {
             io: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             shutdown: AtomicBool::new(false),
+            io_gone: AtomicBool::new(false),
+            engine_gone: AtomicBool::new(false),
         });
         let (command_tx, command_rx) = self.commands.split();
         let (event_tx, event_rx) = self.events.split();
@@ -192,6 +197,19 @@ impl EngineLink<'_> {
         self.bell.shutdown.store(true, Ordering::Release);
         self.engine.unpark();
     }
+
+    /// Whether the engine's thread has ended: no event comes after those that are in the ring now.
+    pub fn engine_gone(&self) -> bool {
+        self.bell.engine_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EngineLink<'_> {
+    /// Nobody takes events any more: the engine ends after its step.
+    fn drop(&mut self) {
+        self.bell.io_gone.store(true, Ordering::Release);
+        self.shutdown();
+    }
 }
 
 /// The engine thread's side.
@@ -229,5 +247,18 @@ impl EngineEnd<'_> {
     /// Whether the I/O thread asked the engine to stop.
     pub fn stopping(&self) -> bool {
         self.bell.shutdown.load(Ordering::Acquire)
+    }
+
+    /// Whether the I/O thread is gone: whatever is under way, nobody waits for it.
+    pub fn abandoned(&self) -> bool {
+        self.bell.io_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EngineEnd<'_> {
+    /// Wakes the I/O thread, which would wait for ever for an engine that panicked.
+    fn drop(&mut self) {
+        self.bell.engine_gone.store(true, Ordering::Release);
+        self.ring();
     }
 }

@@ -298,6 +298,11 @@ impl Conn {
         }
     }
 
+    /// Whether output waits for the peer to read.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.state != State::Closed && !self.out.is_empty()
+    }
+
     pub(super) fn interest(&self) -> Interest {
         let listens = match self.state {
             State::Reading => self.parser.has_room(),

@@ -71,6 +71,9 @@ pub enum ServeError {
     /// Signal handlers.
     #[error("taking over SIGTERM and SIGINT: {0}")]
     Signals(#[source] io::Error),
+    /// The engine ended before it was told to.
+    #[error("the engine ended by itself; this is a defect in hearth")]
+    EngineGone,
     /// The epoll set.
     #[error("waiting for clients: {0}")]
     Poll(#[from] Errno),

@@ -97,17 +97,19 @@ impl Server<'_, '_, '_> {
         self.conclude(running.owner, outcome.as_ref(), now);
     }
 
-    /// Whoever asked wants no more: the answer ends here and now, whatever step the engine is in.
-    pub(super) fn cancel(&mut self, id: RequestId, now: Instant) {
+    /// The answer ends here and now, whatever step the engine is in.
+    pub(super) fn end_early(&mut self, id: RequestId, why: Result<Finish, &Reject>, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
         let (owner, usage) = (running.owner, running.usage);
-        let mut piece = String::new();
-        running.text.finish(&mut piece);
-        if self.deliver(owner, &piece, now) {
-            let outcome = Outcome { finish: Finish::Cancelled, usage, logits_hash: None };
-            self.conclude(owner, Ok(&outcome), now);
+        if owner != Owner::Nobody {
+            let mut piece = String::new();
+            running.text.finish(&mut piece);
+            if self.deliver(owner, &piece, now) {
+                let outcome = why.map(|finish| Outcome { finish, usage, logits_hash: None });
+                self.conclude(owner, outcome.as_ref().map_err(|reject| *reject), now);
+            }
         }
         self.abandon(id);
     }

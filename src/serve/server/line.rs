@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{Owner, Server, TTY};
 use crate::serve::tty::TtyPort;
 use crate::sys::poll::{Interest, Ready};
+use crate::wire::Finish;
 use crate::wire::line::LineEvent;
 
 impl Server<'_, '_, '_> {
@@ -78,7 +79,7 @@ impl Server<'_, '_, '_> {
             }
             LineEvent::Cancel => {
                 if let Some(id) = self.tty.as_ref().and_then(TtyPort::request) {
-                    self.cancel(id, now);
+                    self.end_early(id, Ok(Finish::Cancelled), now);
                 }
             }
             LineEvent::Status => {
