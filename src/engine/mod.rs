@@ -228,7 +228,7 @@ impl<'m> Engine<'m> {
     pub fn run(mut self, mut end: EngineEnd<'_>) {
         self.workers.pin_caller();
         let events_a_step = 2 * self.capacity.sequences;
-        loop {
+        while !end.abandoned() {
             self.take_jobs(&mut end);
             if self.is_idle() {
                 if end.stopping() {
@@ -327,7 +327,8 @@ impl<'m> Engine<'m> {
             return self.finish(slot, FinishReason::Stop, emit);
         }
         generated.push(token);
-        emit(Event::Token { id: sequence.job.id, token });
+        let logits_hash = sequence.hash.as_ref().map(Xxh3::digest);
+        emit(Event::Token { id: sequence.job.id, token, logits_hash });
         let positions = sequence.job.prompt.len() + generated.len();
         if generated.len() >= sequence.job.max_tokens || positions >= self.capacity.ctx {
             self.finish(slot, FinishReason::Length, emit);

@@ -3,6 +3,7 @@
 //! I/O thread: [`EngineLink`] submits jobs and drains events. Engine thread: [`EngineEnd`] takes jobs and emits events.
 //! Each side wakes the other: the engine is parked (`std::thread::park`), the I/O thread sleeps in epoll on an eventfd.
 //! A job's heap memory is made by the I/O thread and goes back to it in [`Event::Finished`]: the engine frees nothing.
+//! A side that goes away without a word, by a panic, is noticed by the other, which ends too.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -77,6 +78,8 @@ pub enum Event {
         id: RequestId,
         /// The token.
         token: TokenId,
+        /// As in [`Event::Finished`], up to and with this token's step: what the hash is if the answer ends here.
+        logits_hash: Option<u64>,
     },
     /// The sequence has ended and its memory is free again.
     Finished {
@@ -98,13 +101,15 @@ pub struct Rings {
     events: Queue<Event, EVENT_RING_SLOTS>,
 }
 
-/// What both threads see beside the rings: the I/O thread's wake-up, the request to stop, and how many jobs wait.
+/// What both threads see beside the rings: the I/O thread's wake-up, the request to stop, how many jobs wait, and who is gone.
 #[derive(Debug)]
 struct Bell {
     io: EventFd,
     shutdown: AtomicBool,
     /// Jobs submitted and neither begun nor given back.
     waiting: AtomicUsize,
+    io_gone: AtomicBool,
+    engine_gone: AtomicBool,
 }
 
 impl Rings {
@@ -122,6 +127,8 @@ impl Rings {
             io: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             shutdown: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
+            io_gone: AtomicBool::new(false),
+            engine_gone: AtomicBool::new(false),
         });
         let (command_tx, command_rx) = self.commands.split();
         let (event_tx, event_rx) = self.events.split();
@@ -205,6 +212,19 @@ impl EngineLink<'_> {
         self.bell.shutdown.store(true, Ordering::Release);
         self.engine.unpark();
     }
+
+    /// Whether the engine's thread has ended: no event comes after those that are in the ring now.
+    pub fn engine_gone(&self) -> bool {
+        self.bell.engine_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EngineLink<'_> {
+    /// Nobody takes events any more: the engine ends after its step.
+    fn drop(&mut self) {
+        self.bell.io_gone.store(true, Ordering::Release);
+        self.shutdown();
+    }
 }
 
 /// The engine thread's side.
@@ -276,6 +296,19 @@ impl EngineEnd<'_> {
     pub fn stopping(&self) -> bool {
         self.bell.shutdown.load(Ordering::Acquire)
     }
+
+    /// Whether the I/O thread is gone: whatever is under way, nobody waits for it.
+    pub fn abandoned(&self) -> bool {
+        self.bell.io_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EngineEnd<'_> {
+    /// Wakes the I/O thread, which would wait for ever for an engine that panicked.
+    fn drop(&mut self) {
+        self.bell.engine_gone.store(true, Ordering::Release);
+        self.ring();
+    }
 }
 
 #[cfg(test)]
@@ -328,7 +361,7 @@ mod tests {
         let mut rings = Rings::new();
         let (mut end, link) = rings.split().unwrap();
         let mut link = link.bind(std::thread::current());
-        let event = |id| Event::Token { id, token: TokenId(7) };
+        let event = |id| Event::Token { id, token: TokenId(7), logits_hash: None };
         let room = end.event_room();
         for id in 0..room as u64 {
             end.emit(event(id)).unwrap();

@@ -65,7 +65,7 @@ impl Workers {
             caller_parked: AtomicBool::new(false),
             caller: UnsafeCell::new(std::thread::current()),
             task: UnsafeCell::new(MaybeUninit::uninit()),
-            slots: (0..threads).map(|_| Slot::default()).collect(),
+            slots: (0..threads).map(|_| Slot { state: Line(AtomicU32::new(TAKEN)), ..Slot::default() }).collect(),
         });
         let mut pool = Self {
             shared,
@@ -85,6 +85,10 @@ impl Workers {
                 },
             )?;
             pool.threads.push(Worker { thread: handle.thread().clone(), handle: Some(handle), benched_until: None });
+        }
+        // A thread that starts takes memory: that is over when the pool is there.
+        for worker in 1..threads {
+            pool.shared.wait_for_idle(worker);
         }
         Ok(pool)
     }
@@ -215,7 +219,10 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        for (slot, worker) in self.shared.slots[1..].iter().zip(&mut self.threads) {
+        for (number, worker) in (1..).zip(&mut self.threads) {
+            // One that is still starting would go idle after being told to stop.
+            self.shared.wait_for_idle(number);
+            let slot = &self.shared.slots[number];
             slot.state.store(STOP, Ordering::SeqCst);
             worker.thread.unpark();
             if let Some(handle) = worker.handle.take() {
@@ -249,7 +256,7 @@ unsafe impl Send for Shared {}
 const IDLE: u32 = 0;
 /// The caller offers an operation.
 const OFFERED: u32 = 1;
-/// The worker is in it.
+/// The worker is in it, or still starting.
 const TAKEN: u32 = 2;
 /// The pool is being dropped.
 const STOP: u32 = 3;
@@ -293,6 +300,7 @@ impl Shared {
 
     /// A worker thread's life.
     fn serve(&self, worker: usize) {
+        self.leave(worker);
         let state = &self.slots[worker].state;
         loop {
             self.wait_for_offer(worker);
@@ -308,13 +316,18 @@ impl Shared {
             if catch_unwind(AssertUnwindSafe(|| task(worker, &mut || self.claim(worker)))).is_err() {
                 self.panicked.store(true, Ordering::Release);
             }
-            // SAFETY: `caller` is not written while an offer is out, that is before the next line.
-            let caller = unsafe { (*self.caller.get()).clone() };
-            state.store(IDLE, Ordering::SeqCst);
-            before_looking();
-            if self.caller_parked.load(Ordering::SeqCst) {
-                caller.unpark();
-            }
+            self.leave(worker);
+        }
+    }
+
+    /// Tells the caller that `worker` is out of what it was in.
+    fn leave(&self, worker: usize) {
+        // SAFETY: `caller` is not written while a worker is in something, that is before the next line.
+        let caller = unsafe { (*self.caller.get()).clone() };
+        self.slots[worker].state.store(IDLE, Ordering::SeqCst);
+        before_looking();
+        if self.caller_parked.load(Ordering::SeqCst) {
+            caller.unpark();
         }
     }
 
