@@ -56,6 +56,7 @@ use with;
 
 impl Simd for Avx512 {
     type V = __m512;
+    const MANY_REGISTERS: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {

@@ -48,13 +48,6 @@ fn groups_product<Q: Quant>(s: Avx512, w: &Matrix<'_>, groups: Range<usize>, x: 
             let part = Part::new::<Q>(x, row, first_row..n.min(first_row + chunk), first_block, part, &mut extras);
             let tiles = |group| &w.group(group)[first_block / TILE_BLOCKS * Q::TILE_BYTES..];
             let mut group = groups.start;
-            if n == 1 {
-                for out in out.iter_mut() {
-                    gemv::<Q>(s, tiles(group), &part, out);
-                    group += 1;
-                }
-                continue;
-            }
             let mut pairs = out.chunks_exact_mut(2 * n);
             for out in &mut pairs {
                 rows_product::<Q, 2>(s, [tiles(group), tiles(group + 1)], &part, n, &mut out[first_row..]);
@@ -189,27 +182,35 @@ fn fifth_bits(s: Avx512, high: __m512i, v: usize) -> (__m512i, __m512i) {
     })
 }
 
-/// Adds the part's one row of activations to one row group.
+/// Adds the part's one row of activations to `G` row groups.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
-fn gemv<Q: Quant>(s: Avx512, tiles: &[u8], part: &Part<'_>, out: &mut [f32; ROW_GROUP]) {
-    let mut acc = s.load(out);
+fn gemv<Q: Quant, const G: usize>(s: Avx512, tiles: [&[u8]; G], part: &Part<'_>, out: &mut [[f32; ROW_GROUP]]) {
+    let mut acc = [s.splat(0.0); G];
+    for (acc, out) in acc.iter_mut().zip(&*out) {
+        *acc = s.load(out);
+    }
     let x = part.x.as_chunks::<TILE_BLOCKS>().0.iter().zip(part.extras.as_chunks::<TILE_BLOCKS>().0);
-    for (tile, (x, extras)) in tiles.chunks_exact(Q::TILE_BYTES).zip(x) {
-        fetch_ahead::<Q>(s, tile);
-        for block in 0..TILE_BLOCKS {
-            let (x, extra) = (&x[block], extras[block]);
-            let isum = if Q::BITS == 4 {
-                dot4::<Q>(s, tile, block, x, extra)
-            } else {
-                dot_unpacked::<Q>(s, tile, block, x, extra)
-            };
-            let scale = load_f16(s, tile, 0, block);
-            let min = if Q::HAS_MIN { load_f16(s, tile, Q::MIN_AT, block) } else { scale };
-            acc = step::<Q>(s, acc, isum, scale, min, x.d, extra);
+    for (i, (x, extras)) in x.enumerate() {
+        for (tiles, acc) in tiles.iter().zip(&mut acc) {
+            let tile = &tiles[i * Q::TILE_BYTES..][..Q::TILE_BYTES];
+            fetch_ahead::<Q>(s, tile);
+            for block in 0..TILE_BLOCKS {
+                let (x, extra) = (&x[block], extras[block]);
+                let isum = if Q::BITS == 4 {
+                    dot4::<Q>(s, tile, block, x, extra)
+                } else {
+                    dot_unpacked::<Q>(s, tile, block, x, extra)
+                };
+                let scale = load_f16(s, tile, 0, block);
+                let min = if Q::HAS_MIN { load_f16(s, tile, Q::MIN_AT, block) } else { scale };
+                *acc = step::<Q>(s, *acc, isum, scale, min, x.d, extra);
+            }
         }
     }
-    s.store(acc, out);
+    for (acc, out) in acc.into_iter().zip(out) {
+        s.store(acc, out);
+    }
 }
 
 /// Integer dots of a 4-bit block. The high nibbles stay where they are, sixteen times themselves: one shift of their sum
@@ -261,6 +262,9 @@ fn rows_product<Q: Quant, const G: usize>(
     n: usize,
     out: &mut [[f32; ROW_GROUP]],
 ) {
+    if n == 1 {
+        return gemv::<Q, G>(s, tiles, part, out);
+    }
     let Part { x, stride, extras, rows, blocks } = *part;
     assert!(rows != 0 && (rows - 1) * stride + blocks <= x.len() && rows * blocks <= extras.len());
     assert!((G - 1) * n + rows <= out.len());
