@@ -99,7 +99,7 @@ pub enum KernelError {
 
 impl Kernels {
     /// Names of all sets, on any CPU, from plainest to best.
-    pub const NAMES: [&'static str; 3] = ["scalar", "neon", "avx2"];
+    pub const NAMES: [&'static str; 4] = ["scalar", "neon", "avx2", "avx512vnni"];
 
     /// The best set of this CPU.
     pub fn detect() -> Self {
@@ -116,6 +116,7 @@ impl Kernels {
             "scalar" => Ok(scalar()),
             "neon" => neon().map_err(|missing| KernelError::Unsupported { name: "neon", missing }),
             "avx2" => avx2().map_err(|missing| KernelError::Unsupported { name: "avx2", missing }),
+            "avx512vnni" => avx512vnni().map_err(|missing| KernelError::Unsupported { name: "avx512vnni", missing }),
             _ => Err(KernelError::Unknown { name: name.to_owned() }),
         }
     }
@@ -263,6 +264,17 @@ fn avx2() -> Result<Kernels, &'static str> {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn avx2() -> Result<Kernels, &'static str> {
+    Err("an x86-64 CPU")
+}
+
+/// The set, or the first feature that it misses.
+#[cfg(target_arch = "x86_64")]
+fn avx512vnni() -> Result<Kernels, &'static str> {
+    crate::avx512vnni::missing_feature().map_or(Ok(Kernels(&crate::avx512vnni::AVX512VNNI)), Err)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx512vnni() -> Result<Kernels, &'static str> {
     Err("an x86-64 CPU")
 }
 

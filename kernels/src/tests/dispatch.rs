@@ -11,9 +11,16 @@ fn the_set_of_this_architecture_is_there() {
         // From the kernel's own list, not from the detection under test.
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
         let has = |flag: &str| info.split_whitespace().any(|word| word == flag);
-        let expected = has("avx2") && has("fma") && has("f16c");
-        assert_eq!(names.contains(&"avx2"), expected);
-        assert_eq!(Kernels::detect().name(), if expected { "avx2" } else { "scalar" });
+        let mut expected = vec!["scalar"];
+        if ["avx2", "fma", "f16c"].iter().all(|flag| has(flag)) {
+            expected.push("avx2");
+        }
+        let avx512 = ["fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"];
+        if avx512.iter().all(|flag| has(flag)) {
+            expected.push("avx512vnni");
+        }
+        assert_eq!(names, expected);
+        assert_eq!(Some(&Kernels::detect().name()), expected.last());
     }
     #[cfg(target_arch = "aarch64")]
     {
@@ -25,9 +32,11 @@ fn the_set_of_this_architecture_is_there() {
 
 #[test]
 fn a_set_of_another_architecture_is_refused() {
-    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
-    let error = Kernels::by_name(foreign).unwrap_err();
-    assert!(matches!(error, KernelError::Unsupported { name, .. } if name == foreign), "{error}");
+    let foreign: &[_] = if cfg!(target_arch = "aarch64") { &["avx2", "avx512vnni"] } else { &["neon"] };
+    for foreign in foreign {
+        let error = Kernels::by_name(foreign).unwrap_err();
+        assert!(matches!(error, KernelError::Unsupported { name, .. } if name == *foreign), "{error}");
+    }
 }
 
 #[test]

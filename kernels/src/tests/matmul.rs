@@ -76,7 +76,8 @@ fn the_specification_agrees_with_f64() {
 fn every_set_gives_the_bits_of_the_specification() {
     let mut rng = Rng::new(8);
     for format in Format::ALL {
-        let all_rows = [1, 7, 16, 17, 31, 50];
+        // One to five row groups: sets take them in pairs or fours.
+        let all_rows = [1, 16, 17, 33, 50, 79];
         let mut all_cols = vec![32, 64, 96, 576, 1536];
         if !format.is_quantized() {
             all_cols.extend([1, 33, 67, 100]);
@@ -89,7 +90,7 @@ fn every_set_gives_the_bits_of_the_specification() {
                 }
                 for data in Data::ALL {
                     let w = Weights::new(format, rows, cols, data, &mut rng);
-                    for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33] {
+                    for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64] {
                         if n > 5 && data != Data::Random {
                             continue;
                         }
@@ -127,6 +128,24 @@ fn the_largest_integer_sums_are_exact() {
                         });
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Long rows and many of them, in whatever pieces a set takes them.
+#[test]
+fn long_rows_and_many_rows_have_the_bits_of_the_specification() {
+    let mut rng = Rng::new(11);
+    for format in Format::ALL {
+        // A row of 70,000 values is longer than any set's piece of a row.
+        for (rows, cols, n) in [(1, 70_016, 1), (17, 9_984, 3), (16, 4_096, 18), (33, 64, 430), (16, 96, 600)] {
+            let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
+            let x = Input::new(n, cols, Data::Random, &mut rng);
+            let want = product(scalar(), &w, &x, n);
+            for kernels in fast_sets() {
+                let have = product(kernels, &w, &x, n);
+                assert_same_bits(&have, &want, || format!("{kernels:?} {format:?} {rows}x{cols} n {n}"));
             }
         }
     }
