@@ -94,7 +94,7 @@ pub enum KernelError {
 
 impl Kernels {
     /// Names of all sets, on any CPU, from plainest to best.
-    pub const NAMES: [&'static str; 3] = ["scalar", "neon", "avx2"];
+    pub const NAMES: [&'static str; 4] = ["scalar", "neon", "dotprod", "avx2"];
 
     /// The best set of this CPU.
     pub fn detect() -> Self {
@@ -110,6 +110,7 @@ impl Kernels {
         match name {
             "scalar" => Ok(scalar()),
             "neon" => neon().map_err(|missing| KernelError::Unsupported { name: "neon", missing }),
+            "dotprod" => dotprod().map_err(|missing| KernelError::Unsupported { name: "dotprod", missing }),
             "avx2" => avx2().map_err(|missing| KernelError::Unsupported { name: "avx2", missing }),
             _ => Err(KernelError::Unknown { name: name.to_owned() }),
         }
@@ -264,5 +265,17 @@ fn neon() -> Result<Kernels, &'static str> {
 /// The set, or what it misses.
 #[cfg(not(target_arch = "aarch64"))]
 fn neon() -> Result<Kernels, &'static str> {
+    Err("an AArch64 CPU")
+}
+
+/// The set, or what it misses.
+#[cfg(target_arch = "aarch64")]
+fn dotprod() -> Result<Kernels, &'static str> {
+    crate::dotprod::missing_feature().map_or(Ok(Kernels(&crate::dotprod::DOTPROD)), Err)
+}
+
+/// The set, or what it misses.
+#[cfg(not(target_arch = "aarch64"))]
+fn dotprod() -> Result<Kernels, &'static str> {
     Err("an AArch64 CPU")
 }
