@@ -99,7 +99,7 @@ pub enum KernelError {
 
 impl Kernels {
     /// Names of all sets, on any CPU, from plainest to best.
-    pub const NAMES: [&'static str; 4] = ["scalar", "neon", "avx2", "avx512vnni"];
+    pub const NAMES: [&'static str; 5] = ["scalar", "neon", "dotprod", "avx2", "avx512vnni"];
 
     /// The best set of this CPU.
     pub fn detect() -> Self {
@@ -115,6 +115,7 @@ impl Kernels {
         match name {
             "scalar" => Ok(scalar()),
             "neon" => neon().map_err(|missing| KernelError::Unsupported { name: "neon", missing }),
+            "dotprod" => dotprod().map_err(|missing| KernelError::Unsupported { name: "dotprod", missing }),
             "avx2" => avx2().map_err(|missing| KernelError::Unsupported { name: "avx2", missing }),
             "avx512vnni" => avx512vnni().map_err(|missing| KernelError::Unsupported { name: "avx512vnni", missing }),
             _ => Err(KernelError::Unknown { name: name.to_owned() }),
@@ -287,5 +288,17 @@ fn neon() -> Result<Kernels, &'static str> {
 /// The set, or what it misses.
 #[cfg(not(target_arch = "aarch64"))]
 fn neon() -> Result<Kernels, &'static str> {
+    Err("an AArch64 CPU")
+}
+
+/// The set, or what it misses.
+#[cfg(target_arch = "aarch64")]
+fn dotprod() -> Result<Kernels, &'static str> {
+    crate::dotprod::missing_feature().map_or(Ok(Kernels(&crate::dotprod::DOTPROD)), Err)
+}
+
+/// The set, or what it misses.
+#[cfg(not(target_arch = "aarch64"))]
+fn dotprod() -> Result<Kernels, &'static str> {
     Err("an AArch64 CPU")
 }

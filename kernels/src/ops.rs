@@ -52,6 +52,7 @@ pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: &mut [QBlock]) {
         let (q, _) = out.q.as_chunks_mut::<LANES>();
         out.sum = s.quantize(low, inv, &mut q[0]) + s.quantize(high, inv, &mut q[1]);
         out.d = largest / 127.0;
+        out.d_sum = out.d * out.sum as f32;
     }
 }
 

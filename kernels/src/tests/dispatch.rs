@@ -24,8 +24,28 @@ fn the_set_of_this_architecture_is_there() {
     }
     #[cfg(target_arch = "aarch64")]
     {
-        assert_eq!(names, ["scalar", "neon"]);
-        assert_eq!(Kernels::detect().name(), "neon");
+        // As above.
+        const AT_HWCAP: u64 = 16;
+        const HWCAP_ASIMDDP: u64 = 1 << 20;
+        let auxv = std::fs::read("/proc/self/auxv").unwrap();
+        let mut words = auxv.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
+        let hwcap = loop {
+            match (words.next().unwrap(), words.next().unwrap()) {
+                (AT_HWCAP, value) => break value,
+                (key, _) => assert_ne!(key, 0, "no hardware capabilities among {auxv:?}"),
+            }
+        };
+        let expected = hwcap & HWCAP_ASIMDDP != 0;
+        assert_eq!(names.contains(&"dotprod"), expected);
+        assert_eq!(Kernels::detect().name(), if expected { "dotprod" } else { "neon" });
+        if !expected {
+            let error = Kernels::by_name("dotprod").unwrap_err().to_string();
+            assert!(error.contains("the dotprod instructions, which this CPU does not have"), "{error}");
+        }
+    }
+    // A run on a CPU that is known says which sets it must get: no more, no fewer.
+    if let Ok(demanded) = std::env::var("HEARTH_TEST_SETS") {
+        assert_eq!(names, demanded.split_whitespace().collect::<Vec<_>>());
     }
     assert!(names.contains(&"scalar"));
 }

@@ -12,7 +12,8 @@ struct Input {
 impl Input {
     fn new(n: usize, cols: usize, data: Data, rng: &mut Rng) -> Self {
         let mut dense = vec![0.0; n * padded_cols(cols)];
-        let mut quantized = vec![QBlock { d: f32::NAN, sum: 99, q: [99; 32] }; n * blocks_per_row(cols)];
+        let mut quantized =
+            vec![QBlock { q: [99; 32], d: f32::NAN, d_sum: f32::NAN, sum: 99 }; n * blocks_per_row(cols)];
         let rows = dense.chunks_mut(padded_cols(cols)).zip(quantized.chunks_mut(blocks_per_row(cols)));
         for (dense, quantized) in rows {
             let sign = rng.unit().signum();
@@ -115,7 +116,8 @@ fn the_largest_integer_sums_are_exact() {
     let mut rng = Rng::new(9);
     for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
         for fill in [127, -127] {
-            let block = QBlock { d: 1.0, sum: 32 * i32::from(fill), q: [fill; 32] };
+            let sum = 32 * i32::from(fill);
+            let block = QBlock { q: [fill; 32], d: 1.0, d_sum: sum as f32, sum };
             let x = Input { quantized: vec![block; 5 * 2], dense: Vec::new() };
             for _ in 0..8 {
                 let w = Weights::new(format, 16, 64, Data::Extreme, &mut rng);
