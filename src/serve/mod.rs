@@ -11,6 +11,7 @@ pub mod conn;
 pub mod daemon;
 pub mod listener;
 pub mod model_text;
+mod private;
 mod server;
 pub mod text;
 pub mod tty;
