@@ -1,5 +1,6 @@
-//! Speed of every kernel set on the shapes of SmolLM2-135M, beside what memory gives a plain read loop. One thread; the
-//! best of many. Arguments (any order): names of formats or sets to keep to, `attention`, `matmul`.
+//! Speed of every kernel set on the shapes of SmolLM2-135M, beside what the machine gives in the same run: bandwidth of plain
+//! reads and, per set, its multiplication instruction alone. One thread; sets take turns within a measurement, the best of
+//! many counts. Arguments (any order): names of formats or sets to keep to, `attention`, `matmul`.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
@@ -14,9 +15,11 @@ use hearth_kernels::{
 const SHAPES: [(usize, usize); 4] = [(576, 576), (1536, 576), (576, 1536), (49152, 576)];
 /// Bytes of copies of a matrix that no cache here holds.
 const COLD_BYTES: usize = 768 << 20;
-/// A matrix larger than this is not called hot.
+/// A matrix larger than this is not called hot; a read loop over so much is what a cache gives.
 const HOT_BYTES: usize = 1 << 20;
+const FEW: usize = 8;
 const PREFILL: usize = 128;
+/// Length of a measurement, per set.
 const TIME: Duration = Duration::from_millis(120);
 
 fn main() {
@@ -25,76 +28,80 @@ fn main() {
         let any = words.iter().any(|word| names.contains(&word.as_str()));
         !any || words.iter().any(|word| word == name)
     };
-    let parts = ["matmul", "attention"];
-    println!("cpu: {}", cpu());
-    let memory = Memory::new();
-    println!("plain read loop, 768 MiB: {:.1} GB/s", memory.read_bandwidth());
-    for kernels in Kernels::supported().filter(|kernels| asked(&Kernels::NAMES, kernels.name())) {
-        if kernels.name() == "scalar" && !words.iter().any(|word| word == "scalar") {
-            continue;
-        }
-        if asked(&parts, "matmul") {
-            println!(
-                "\n{:8} {:6} {:>12} {:>10} {:>10} {:>10} {:>10} {:>10}",
-                "set", "format", "shape", "hot", "cold", "cold", "8 rows", "128 rows"
-            );
-            println!(
-                "{:8} {:6} {:>12} {:>10} {:>10} {:>10} {:>10} {:>10}",
-                "", "", "", "GMAC/s", "GMAC/s", "GB/s", "GMAC/s", "GMAC/s"
-            );
-            let names = Format::ALL.map(Format::name);
-            for format in Format::ALL.into_iter().filter(|format| asked(&names, format.name())) {
-                for (rows, cols) in SHAPES {
-                    products(kernels, format, rows, cols, &memory);
-                }
+    // The specification is slow and nobody runs it: only if asked for.
+    let sets: Vec<Kernels> = Kernels::supported()
+        .filter(|set| asked(&Kernels::NAMES, set.name()))
+        .filter(|set| set.name() != "scalar" || words.iter().any(|word| word == "scalar"))
+        .collect();
+    let machine = Machine::measure(&sets);
+    if asked(&["matmul", "attention"], "matmul") {
+        println!(
+            "\nGMAC/s, GB/s of weights, % of the lower of peak and bandwidth x MACs a byte (cache if hot, else memory)"
+        );
+        println!(
+            "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
+            "set", "", "", "1 row, hot", "1 row, cold", "8 rows", "128 rows"
+        );
+        let names = Format::ALL.map(Format::name);
+        for format in Format::ALL.into_iter().filter(|format| asked(&names, format.name())) {
+            for (rows, cols) in SHAPES {
+                products(&sets, format, rows, cols, &machine);
             }
         }
-        if asked(&parts, "attention") {
-            println!();
-            for positions in [512, 4096] {
-                attention(kernels, positions, true);
-                attention(kernels, positions, false);
-            }
+    }
+    if asked(&["matmul", "attention"], "attention") {
+        println!("\nattention, 30 layers, 9 heads on 3 of 64, ms a token and GB/s of keys and values");
+        for positions in [512, 4096] {
+            attention(&sets, positions, true);
+            attention(&sets, positions, false);
         }
     }
 }
 
-/// One large allocation, filled with weights that have ordinary scales.
-struct Memory(Vec<u8>);
+/// What the machine gives, and one large allocation, filled with weights that have ordinary scales.
+struct Machine {
+    memory: Vec<u8>,
+    /// Bytes a second of plain reads.
+    cache_bandwidth: f64,
+    memory_bandwidth: f64,
+    /// Multiplications a second of each set's instruction alone: int8, f32.
+    peaks: Vec<[f64; 2]>,
+}
 
-impl Memory {
-    fn new() -> Self {
+impl Machine {
+    fn measure(sets: &[Kernels]) -> Self {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = info.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split(": ").nth(1));
+        println!("cpu: {}", name.unwrap_or(std::env::consts::ARCH));
         // f16 0x2c66 is 0.07, also as two bytes of f32 or bf16 an ordinary number; as nibbles it is as good as any.
-        Self([0x66, 0x2c].repeat((COLD_BYTES + 64) / 2))
+        let memory = [0x66, 0x2c].repeat((COLD_BYTES + 64) / 2);
+        let bandwidth = |bytes: usize| bytes as f64 / best(&[()], 1, |()| read(&memory[..bytes]))[0];
+        let (cache_bandwidth, memory_bandwidth) = (bandwidth(HOT_BYTES), bandwidth(COLD_BYTES));
+        println!(
+            "plain reads: {:.1} GB/s of 1 MiB, {:.1} GB/s of 768 MiB",
+            cache_bandwidth / 1e9,
+            memory_bandwidth / 1e9
+        );
+        let peaks: Vec<_> = sets.iter().map(|set| peak::of(set.name())).collect();
+        for (set, [int8, f32]) in sets.iter().zip(&peaks) {
+            println!("peak of {}: {:.0} GMAC/s int8, {:.0} f32", set.name(), int8 / 1e9, f32 / 1e9);
+        }
+        Self { memory, cache_bandwidth, memory_bandwidth, peaks }
     }
 
     /// Copies of a packed matrix of so many bytes.
     fn tiles(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
-        self.0[self.0.as_ptr().addr().wrapping_neg() % 64..].chunks_exact(bytes)
-    }
-
-    fn read_bandwidth(&self) -> f64 {
-        let time = best(1, || {
-            let mut sum = [0u64; 32];
-            for bytes in self.0.as_chunks::<256>().0 {
-                for (sum, word) in sum.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-                }
-            }
-            black_box(sum);
-        });
-        self.0.len() as f64 / time / 1e9
+        self.memory[self.memory.as_ptr().addr().wrapping_neg() % 64..].chunks_exact(bytes)
     }
 }
 
-fn products(kernels: Kernels, format: Format, rows: usize, cols: usize, memory: &Memory) {
+fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine: &Machine) {
     let bytes = packed_bytes(format, rows, cols).expect("a small shape");
     let matrix = |tiles| Matrix::new(format, rows, cols, tiles).expect("aligned tiles");
-    let groups = rows / 16;
     let x: Vec<f32> = (0..padded_cols(cols) * PREFILL).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
     let mut q = vec![QBlock::default(); blocks_per_row(cols) * PREFILL];
     for (x, q) in x.chunks(padded_cols(cols)).zip(q.chunks_mut(blocks_per_row(cols))) {
-        kernels.quantize(x, q);
+        Kernels::detect().quantize(x, q);
     }
     let input = |n: usize| {
         if format.is_quantized() {
@@ -104,30 +111,52 @@ fn products(kernels: Kernels, format: Format, rows: usize, cols: usize, memory: 
         }
     };
     let mut out = vec![0.0; rows * PREFILL];
-    let macs = (rows * cols) as f64;
-    let first = matrix(memory.tiles(bytes).next().expect("fits"));
-    let mut run = |w: &Matrix<'_>, n: usize| {
-        kernels.matmul(w, 0..groups, input(n), n, &mut out[..rows * n]);
+    let mut run = |set: Kernels, w: &Matrix<'_>, n: usize| {
+        set.matmul(w, 0..w.row_groups(), input(n), n, &mut out[..rows * n]);
         black_box(&mut out);
     };
-    let hot = (bytes <= HOT_BYTES).then(|| macs / best(8, || run(&first, 1)) / 1e9);
-    let copies = memory.tiles(bytes).count();
-    let cold = best(1, || memory.tiles(bytes).for_each(|tiles| run(&matrix(tiles), 1))) / copies as f64;
-    let few = 8.0 * macs / best(1, || run(&first, 8)) / 1e9;
-    let many = PREFILL as f64 * macs / best(1, || run(&first, PREFILL)) / 1e9;
-    let hot = hot.map_or("-".to_owned(), |hot| format!("{hot:.1}"));
-    println!(
-        "{:8} {:6} {:>12} {hot:>10} {:>10.1} {:>10.1} {few:>10.1} {many:>10.1}",
-        kernels.name(),
-        format.name(),
-        format!("{rows}x{cols}"),
-        macs / cold / 1e9,
-        bytes as f64 / cold / 1e9,
-    );
+    let first = matrix(machine.tiles(bytes).next().expect("fits"));
+    let is_hot = bytes <= HOT_BYTES;
+    let hot = is_hot.then(|| best(sets, 8, |set| run(set, &first, 1)));
+    let copies = machine.tiles(bytes).count() as f64;
+    let cold = best(sets, 1, |set| machine.tiles(bytes).for_each(|tiles| run(set, &matrix(tiles), 1)));
+    let few = best(sets, 1, |set| run(set, &first, FEW));
+    let many = best(sets, 1, |set| run(set, &first, PREFILL));
+    for (i, set) in sets.iter().enumerate() {
+        let peak = machine.peaks[i][usize::from(!format.is_quantized())];
+        let product = |n: usize, time: f64, hot: bool| {
+            let macs = (rows * cols * n) as f64;
+            let bandwidth = if hot { machine.cache_bandwidth } else { machine.memory_bandwidth };
+            let share = 100.0 * macs / time / peak.min(bandwidth * macs / bytes as f64);
+            (
+                format!("{:6.1}", macs / time / 1e9),
+                format!("{:6.1}", bytes as f64 / time / 1e9),
+                format!("{share:4.0}%"),
+            )
+        };
+        let one = |time: Option<f64>, hot: bool| match time.map(|time| product(1, time, hot)) {
+            Some((macs, bytes, share)) => format!("{macs} {bytes} {share}"),
+            None => "-".to_owned(),
+        };
+        let several = |n: usize, time: f64| {
+            let (macs, _, share) = product(n, time, is_hot);
+            format!("{macs} {share}")
+        };
+        println!(
+            "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
+            set.name(),
+            format.name(),
+            format!("{rows}x{cols}"),
+            one(hot.as_ref().map(|hot| hot[i]), true),
+            one(Some(cold[i] / copies), false),
+            several(FEW, few[i]),
+            several(PREFILL, many[i]),
+        );
+    }
 }
 
 /// One decoded token of SmolLM2-135M: 9 query heads on 3 KV heads of 64, 30 layers; hot where all layers are the first.
-fn attention(kernels: Kernels, positions: usize, hot: bool) {
+fn attention(sets: &[Kernels], positions: usize, hot: bool) {
     let (layers, kv_heads, heads, head_dim) = (30, 3, 3, 64);
     let blocks = positions / 64;
     let plane_len = blocks * kv_block_len(head_dim);
@@ -137,37 +166,133 @@ fn attention(kernels: Kernels, positions: usize, hot: bool) {
     let q = vec![0.5; heads * head_dim];
     let mut out = vec![0.0; heads * head_dim];
     let mut scratch = AttentionScratch::new();
-    let time = best(1, || {
+    let times = best(sets, 1, |set| {
         for plane in cache.chunks_exact(plane_len).cycle().take(layers * kv_heads) {
             let args = AttentionArgs { q: &q, heads, head_dim, plane, table: &table, positions, scale: 0.125 };
-            kernels.attention(&args, &mut out, &mut scratch);
+            set.attention(&args, &mut out, &mut scratch);
             black_box(&mut out);
         }
     });
-    println!(
-        "{:8} attention, 30 layers, 9 heads on 3 of 64, {positions:4} positions, {}: {:.3} ms a token, {:.1} GB/s",
-        kernels.name(),
-        if hot { " hot" } else { "cold" },
-        time * 1e3,
-        (layers * kv_heads * plane_len * 2) as f64 / time / 1e9
-    );
+    for (set, time) in sets.iter().zip(times) {
+        println!(
+            "{:10} {positions:4} positions, {} {:8.3} ms {:6.1} GB/s",
+            set.name(),
+            if hot { " hot" } else { "cold" },
+            time * 1e3,
+            (layers * kv_heads * plane_len * 2) as f64 / time / 1e9
+        );
+    }
 }
 
-/// Seconds of one call, the best over [`TIME`] of batches of `batch`.
-fn best(batch: u32, mut f: impl FnMut()) -> f64 {
-    let (start, mut best) = (Instant::now(), f64::MAX);
+/// Seconds of one call for each subject, the best of batches of `batch` that take turns.
+fn best<S: Copy>(subjects: &[S], batch: u32, mut f: impl FnMut(S)) -> Vec<f64> {
+    let start = Instant::now();
+    let mut best = vec![f64::MAX; subjects.len()];
     let mut rounds = 0;
-    while rounds < 3 || start.elapsed() < TIME {
-        let t = Instant::now();
-        (0..batch).for_each(|_| f());
-        best = best.min(t.elapsed().as_secs_f64() / f64::from(batch));
+    while rounds < 3 || start.elapsed() < TIME * subjects.len() as u32 {
+        for (subject, best) in subjects.iter().zip(&mut best) {
+            let t = Instant::now();
+            (0..batch).for_each(|_| f(*subject));
+            *best = best.min(t.elapsed().as_secs_f64() / f64::from(batch));
+        }
         rounds += 1;
     }
     best
 }
 
-fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find(|line| line.starts_with("model name"));
-    name.and_then(|line| line.split(": ").nth(1)).unwrap_or(std::env::consts::ARCH).to_owned()
+/// Reads everything, as wide as the CPU can.
+fn read(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the feature was just detected.
+        return unsafe { read_avx512(bytes) };
+    } else if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: as above.
+        return unsafe { read_avx2(bytes) };
+    }
+    read_words(bytes);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn read_avx512(bytes: &[u8]) {
+    read_words(bytes);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn read_avx2(bytes: &[u8]) {
+    read_words(bytes);
+}
+
+#[inline(always)]
+fn read_words(bytes: &[u8]) {
+    let mut sum = [0u64; 64];
+    for bytes in bytes.as_chunks::<512>().0 {
+        for (sum, word) in sum.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *sum ^= u64::from_le_bytes(*word);
+        }
+    }
+    black_box(sum);
+}
+
+/// A set's multiplication instruction alone, in as many independent chains as hide its latency.
+mod peak {
+    #[cfg(target_arch = "x86_64")]
+    use std::arch::x86_64::*;
+
+    /// Steps of a measurement; each is one instruction in each of [`CHAINS`].
+    const STEPS: usize = 100_000;
+    const CHAINS: usize = 12;
+
+    /// Multiplications a second, int8 and f32; infinite for a set whose instruction is not written down here.
+    pub fn of(set: &str) -> [f64; 2] {
+        #[cfg(target_arch = "x86_64")]
+        match set {
+            // SAFETY: the set is supported, so its instructions are.
+            "avx2" => return unsafe { [rate(32, || avx2_int8()), rate(8, || avx2_f32())] },
+            // SAFETY: as above.
+            "avx512vnni" => return unsafe { [rate(64, || avx512_int8()), rate(16, || avx512_f32())] },
+            _ => {}
+        }
+        let _ = (set, STEPS, CHAINS);
+        [f64::INFINITY; 2]
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn rate(macs: usize, f: impl Fn()) -> f64 {
+        (macs * STEPS * CHAINS) as f64 / super::best(&[()], 1, |()| f())[0]
+    }
+
+    /// `$step` over [`CHAINS`] accumulators, [`STEPS`] times; the loop's values are hidden from the optimizer.
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! chains {
+        ($(#[$feature:meta])* $name:ident: $zero:expr, $x:expr, |$acc:ident, $a:ident| $step:expr) => {
+            $(#[$feature])*
+            fn $name() {
+                let mut accs = [$zero; CHAINS];
+                let $a = std::hint::black_box($x);
+                for _ in 0..STEPS {
+                    for acc in &mut accs {
+                        let $acc = *acc;
+                        *acc = $step;
+                    }
+                }
+                std::hint::black_box(accs);
+            }
+        };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    chains!(#[target_feature(enable = "avx2,fma")] avx2_int8:
+        _mm256_setzero_si256(), _mm256_set1_epi8(1), |acc, a| _mm256_maddubs_epi16(acc, a));
+    #[cfg(target_arch = "x86_64")]
+    chains!(#[target_feature(enable = "avx2,fma")] avx2_f32:
+        _mm256_setzero_ps(), _mm256_set1_ps(0.5), |acc, a| _mm256_fmadd_ps(a, a, acc));
+    #[cfg(target_arch = "x86_64")]
+    chains!(#[target_feature(enable = "avx512f,avx512bw,avx512vnni")] avx512_int8:
+        _mm512_setzero_si512(), _mm512_set1_epi8(1), |acc, a| _mm512_dpbusd_epi32(acc, a, a));
+    #[cfg(target_arch = "x86_64")]
+    chains!(#[target_feature(enable = "avx512f,avx512bw,avx512vnni")] avx512_f32:
+        _mm512_setzero_ps(), _mm512_set1_ps(0.5), |acc, a| _mm512_fmadd_ps(a, a, acc));
 }

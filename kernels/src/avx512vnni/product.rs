@@ -3,6 +3,7 @@
 //! up to. One row of activations reads the tiles as they are; several rows share the weights of a block unpacked in registers.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{Avx512, with};
@@ -17,6 +18,10 @@ const PREFETCH_BYTES: usize = 4096;
 const ROWS_BYTES: usize = 32 * 1024;
 /// Activation rows that go together however long they are.
 const MIN_ROWS: usize = 16;
+/// Rows that a block's weights meet together.
+const ROWS_AT_ONCE: usize = 4;
+/// Row groups that each piece of the activations passes over, one after the other: part of a second-level cache.
+const GROUPS_AT_ONCE: usize = 16;
 /// Blocks of activations whose [`extra`] is worked out ahead, for all row groups of a call.
 const EXTRAS: usize = 1024;
 
@@ -34,28 +39,55 @@ pub(super) fn product(s: Avx512, w: &Matrix<'_>, groups: Range<usize>, x: &[QBlo
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
 fn groups_product<Q: Quant>(s: Avx512, w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
-    out.fill(0.0);
-    let out = out.as_chunks_mut::<ROW_GROUP>().0;
+    let span = GROUPS_AT_ONCE.saturating_mul(n).saturating_mul(ROW_GROUP);
+    for (i, out) in out.chunks_mut(span.max(1)).enumerate() {
+        span_product::<Q>(s, w, groups.start + i * GROUPS_AT_ONCE, x, n, out.as_chunks_mut().0);
+    }
+}
+
+/// As many row groups from `first_group` on as `out` is for.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
+fn span_product<Q: Quant>(
+    s: Avx512,
+    w: &Matrix<'_>,
+    first_group: usize,
+    x: &[QBlock],
+    n: usize,
+    out: &mut [[f32; ROW_GROUP]],
+) {
     let row = blocks_per_row(w.cols());
-    if n == 0 || row == 0 {
+    if n == 1 {
+        for (i, out) in out.chunks_mut(2).enumerate() {
+            let group = first_group + 2 * i;
+            if out.len() == 2 {
+                gemv::<Q, 2>(s, [w.group(group), w.group(group + 1)], x, out);
+            } else {
+                gemv::<Q, 1>(s, [w.group(group)], x, out);
+            }
+        }
         return;
     }
-    let chunk = (ROWS_BYTES / (row * size_of::<QBlock>())).clamp(MIN_ROWS, EXTRAS / TILE_BLOCKS).min(n);
-    let part = (EXTRAS / chunk / TILE_BLOCKS * TILE_BLOCKS).min(row);
-    let mut extras = [0; EXTRAS];
+    out.fill([0.0; ROW_GROUP]);
+    if row == 0 {
+        return;
+    }
+    let chunk = (ROWS_BYTES / (row * size_of::<QBlock>())).clamp(MIN_ROWS, EXTRAS / TILE_BLOCKS);
+    let chunk = (chunk / ROWS_AT_ONCE * ROWS_AT_ONCE).min(n);
+    let blocks = (EXTRAS / chunk / TILE_BLOCKS * TILE_BLOCKS).min(row);
+    let mut extras = [MaybeUninit::uninit(); EXTRAS];
     for first_row in (0..n).step_by(chunk) {
-        for first_block in (0..row).step_by(part) {
-            let part = Part::new::<Q>(x, row, first_row..n.min(first_row + chunk), first_block, part, &mut extras);
+        for first_block in (0..row).step_by(blocks) {
+            let part = Part::new::<Q>(x, row, first_row..n.min(first_row + chunk), first_block, blocks, &mut extras);
             let tiles = |group| &w.group(group)[first_block / TILE_BLOCKS * Q::TILE_BYTES..];
-            let mut group = groups.start;
-            let mut pairs = out.chunks_exact_mut(2 * n);
-            for out in &mut pairs {
-                rows_product::<Q, 2>(s, [tiles(group), tiles(group + 1)], &part, n, &mut out[first_row..]);
-                group += 2;
-            }
-            let rest = pairs.into_remainder();
-            if !rest.is_empty() {
-                rows_product::<Q, 1>(s, [tiles(group)], &part, n, &mut rest[first_row..]);
+            for (i, out) in out.chunks_mut(2 * n).enumerate() {
+                let (group, is_pair) = (first_group + 2 * i, out.len() == 2 * n);
+                let out = &mut out[first_row..];
+                if is_pair {
+                    rows_product::<Q, 2>(s, [tiles(group), tiles(group + 1)], &part, n, out);
+                } else {
+                    rows_product::<Q, 1>(s, [tiles(group)], &part, n, out);
+                }
             }
         }
     }
@@ -66,8 +98,8 @@ struct Part<'a> {
     /// From the first block of the first row on; rows are `stride` blocks apart.
     x: &'a [QBlock],
     stride: usize,
-    /// `[rows][blocks]`.
-    extras: &'a [u32],
+    /// `[rows][blocks]`, all written by [`Part::new`].
+    extras: &'a [MaybeUninit<u32>],
     rows: usize,
     blocks: usize,
 }
@@ -81,12 +113,12 @@ impl<'a> Part<'a> {
         rows: Range<usize>,
         first_block: usize,
         blocks: usize,
-        extras: &'a mut [u32; EXTRAS],
+        extras: &'a mut [MaybeUninit<u32>; EXTRAS],
     ) -> Self {
         let blocks = blocks.min(row - first_block);
         for (x, extras) in x.chunks_exact(row).skip(rows.start).zip(extras.chunks_exact_mut(blocks)).take(rows.len()) {
             for (x, out) in x[first_block..].iter().zip(extras) {
-                *out = extra::<Q>(x);
+                out.write(extra::<Q>(x));
             }
         }
         let x = &x[rows.start * row + first_block..];
@@ -182,21 +214,17 @@ fn fifth_bits(s: Avx512, high: __m512i, v: usize) -> (__m512i, __m512i) {
     })
 }
 
-/// Adds the part's one row of activations to `G` row groups.
+/// One row of activations against `G` row groups.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
-fn gemv<Q: Quant, const G: usize>(s: Avx512, tiles: [&[u8]; G], part: &Part<'_>, out: &mut [[f32; ROW_GROUP]]) {
+fn gemv<Q: Quant, const G: usize>(s: Avx512, tiles: [&[u8]; G], x: &[QBlock], out: &mut [[f32; ROW_GROUP]]) {
     let mut acc = [s.splat(0.0); G];
-    for (acc, out) in acc.iter_mut().zip(&*out) {
-        *acc = s.load(out);
-    }
-    let x = part.x.as_chunks::<TILE_BLOCKS>().0.iter().zip(part.extras.as_chunks::<TILE_BLOCKS>().0);
-    for (i, (x, extras)) in x.enumerate() {
+    for (i, x) in x.as_chunks::<TILE_BLOCKS>().0.iter().enumerate() {
         for (tiles, acc) in tiles.iter().zip(&mut acc) {
             let tile = &tiles[i * Q::TILE_BYTES..][..Q::TILE_BYTES];
             fetch_ahead::<Q>(s, tile);
-            for block in 0..TILE_BLOCKS {
-                let (x, extra) = (&x[block], extras[block]);
+            for (block, x) in x.iter().enumerate() {
+                let extra = extra::<Q>(x);
                 let isum = if Q::BITS == 4 {
                     dot4::<Q>(s, tile, block, x, extra)
                 } else {
@@ -262,9 +290,6 @@ fn rows_product<Q: Quant, const G: usize>(
     n: usize,
     out: &mut [[f32; ROW_GROUP]],
 ) {
-    if n == 1 {
-        return gemv::<Q, G>(s, tiles, part, out);
-    }
     let Part { x, stride, extras, rows, blocks } = *part;
     assert!(rows != 0 && (rows - 1) * stride + blocks <= x.len() && rows * blocks <= extras.len());
     assert!((G - 1) * n + rows <= out.len());
@@ -276,14 +301,14 @@ fn rows_product<Q: Quant, const G: usize>(
             }
         }
         let w = Weights::<G>::load::<Q>(s, tiles, b % TILE_BLOCKS);
-        // SAFETY: the slices have block `b` of every row and every row of every group, asserted above.
+        // SAFETY: the slices have block `b` of every row and every row of every group, asserted above; `extras` is written.
         unsafe {
-            let mut at = Cursor { x: x.as_ptr().add(b), extra: extras.as_ptr().add(b), out: out.as_mut_ptr() };
+            let mut at = Cursor { x: x.as_ptr().add(b), extra: extras.as_ptr().add(b).cast(), out: out.as_mut_ptr() };
             let steps = Steps { stride, blocks, n };
-            for _ in 0..rows / 4 {
-                w.add_to::<Q, 4>(s, &mut at, &steps);
+            for _ in 0..rows / ROWS_AT_ONCE {
+                w.add_to::<Q, ROWS_AT_ONCE>(s, &mut at, &steps);
             }
-            match rows % 4 {
+            match rows % ROWS_AT_ONCE {
                 1 => w.add_to::<Q, 1>(s, &mut at, &steps),
                 2 => w.add_to::<Q, 2>(s, &mut at, &steps),
                 3 => w.add_to::<Q, 3>(s, &mut at, &steps),
@@ -319,7 +344,7 @@ impl<const G: usize> Weights<G> {
     fn load<Q: Quant>(s: Avx512, tiles: [&[u8]; G], block: usize) -> Self {
         let zero = s.splat(0.0);
         let mut weights = Self { w: [[with!(s, _mm512_setzero_si512()); 8]; G], scale: [zero; G], min: [zero; G] };
-        // A loop, because the compiler may leave the closure of `map` a function, which lacks the set's features.
+        // A loop: the compiler may leave the closure of `map` a function, and that lacks the set's features.
         for (g, tile) in tiles.into_iter().enumerate() {
             weights.w[g] = unpack::<Q>(s, tile, block);
             weights.scale[g] = load_f16(s, tile, 0, block);
