@@ -37,7 +37,7 @@ pub struct ModelArgs {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Kernel set to use instead of the fastest: scalar, avx2, neon
+    /// Kernel set to use instead of the fastest: scalar, neon, dotprod, avx2
     #[arg(long, value_name = "NAME")]
     pub kernels: Option<String>,
 }
