@@ -3,7 +3,7 @@ ARM    := aarch64-unknown-linux-musl
 HEARTH := target/release/hearth
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model build cross bench soak clean
+.PHONY: help run test model build cross bench bench-arm soak clean
 
 help:   ## this list
 	@sed -n 's/^\([a-z]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -32,6 +32,9 @@ bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BEN
 	@tests/bench --hearth $(HEARTH) $(if $(MODEL),--model $(MODEL)) $(LLAMA_BENCH:%=--llama-bench %) \
 	    $(BATCHED_BENCH:%=--batched-bench %) $(if $(PLOT),--plot $(PLOT)) \
 	    $(if $(THREADS),--threads $(THREADS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record $(RECORD))
+
+bench-arm: cross  ## count instructions a token on emulated Arm cores: make bench-arm [RECORD=1]
+	@tests/bench-arm $(if $(RECORD),--record)
 
 soak: build  ## requests of every kind against one daemon: make soak [MINUTES=N]
 	@tests/soak $(HEARTH) $(MINUTES)

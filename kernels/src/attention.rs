@@ -1,6 +1,7 @@
 //! Keys and values in blocks, and attention of one GQA group over them. `kv_store` fills the blocks, `dispatch` checks an
 //! [`AttentionArgs`], each set instantiates [`attend`].
 
+#[cfg(not(target_arch = "aarch64"))]
 use half::f16;
 
 use crate::simd::{LANES, Simd, exp};
@@ -26,19 +27,37 @@ pub const fn kv_block_len(head_dim: usize) -> usize {
 /// Writes one position's key and value into a block, rounding to f16 (to nearest even; too large becomes infinite).
 ///
 /// # Panics
-/// If `block` is not `kv_block_len(head_dim)` long, `k` or `v` not `head_dim`, or the position not below [`KV_BLOCK`].
+/// If `block` is not `kv_block_len(head_dim)` long, `k` or `v` not `head_dim`, that no multiple of 4, or the position not below
+/// [`KV_BLOCK`].
 pub fn kv_store(block: &mut [u16], position_in_block: usize, head_dim: usize, k: &[f32], v: &[f32]) {
     assert_eq!(block.len(), kv_block_len(head_dim), "kv_store: block length");
     assert!(position_in_block < KV_BLOCK, "kv_store: position {position_in_block} in a block of {KV_BLOCK}");
     assert!(k.len() == head_dim && v.len() == head_dim, "kv_store: head size");
     let (keys, values) = block.split_at_mut(KV_BLOCK * head_dim);
     let tile = &mut keys[position_in_block / LANES * LANES * head_dim..][..LANES * head_dim];
-    for (column, k) in tile.as_chunks_mut::<LANES>().0.iter_mut().zip(k) {
-        column[position_in_block % LANES] = f16::from_f32(*k).to_bits();
+    let (k, k_rest) = k.as_chunks::<4>();
+    let (v, v_rest) = v.as_chunks::<4>();
+    assert!(k_rest.is_empty() && v_rest.is_empty(), "kv_store: head size {head_dim}");
+    let columns = tile.as_chunks_mut::<LANES>().0.as_chunks_mut::<4>().0;
+    for (columns, k) in columns.iter_mut().zip(k) {
+        for (column, k) in columns.iter_mut().zip(four_f16_bits(k)) {
+            column[position_in_block % LANES] = k;
+        }
     }
-    for (out, v) in values[position_in_block * head_dim..][..head_dim].iter_mut().zip(v) {
-        *out = f16::from_f32(*v).to_bits();
+    let values = values[position_in_block * head_dim..][..head_dim].as_chunks_mut::<4>().0;
+    for (out, v) in values.iter_mut().zip(v) {
+        *out = four_f16_bits(v);
     }
+}
+
+/// To nearest even; too large becomes infinite. One instruction on AArch64, where `half` would use it only with FEAT_FP16.
+#[cfg(target_arch = "aarch64")]
+use crate::neon::four_f16_bits;
+
+/// To nearest even; too large becomes infinite.
+#[cfg(not(target_arch = "aarch64"))]
+fn four_f16_bits(x: &[f32; 4]) -> [u16; 4] {
+    x.map(|x| f16::from_f32(x).to_bits())
 }
 
 /// One token's query heads of one GQA group against one sequence's cache of the KV head they share.
@@ -156,8 +175,15 @@ impl Block<'_> {
         m: &mut [f32],
         l: &mut [f32],
     ) {
-        for tile in (0..self.positions.div_ceil(LANES)).step_by(C) {
+        let tiles = self.positions.div_ceil(LANES);
+        let mut tile = 0;
+        while tile + C <= tiles {
             self.scores::<S, H, C>(s, q, tile, scores);
+            tile += C;
+        }
+        while tile < tiles {
+            self.scores::<S, H, 1>(s, q, tile, scores);
+            tile += 1;
         }
         // Factors of the old and the new part of `o`; on the first block there is no old part.
         let mut factors = [(0.0, 1.0); H];

@@ -52,6 +52,19 @@ fn widen_high_f16(x: uint16x8_t) -> float32x4_t {
     out
 }
 
+/// Four f32 to f16 bits, to nearest even; too large becomes infinite.
+#[inline]
+pub(crate) fn four_f16_bits(x: &[f32; 4]) -> [u16; 4] {
+    let mut out = [0; 4];
+    neon!({
+        let four: uint16x4_t;
+        let x = vld1q_f32(x.as_ptr());
+        asm!("fcvtn {four:v}.4h, {x:v}.4s", four = lateout(vreg) four, x = in(vreg) x, options(pure, nomem, nostack));
+        vst1_u16(out.as_mut_ptr(), four);
+    });
+    out
+}
+
 /// Eight f16 to f32.
 #[inline(always)]
 fn widen_eight_f16(x: uint8x16_t) -> [float32x4_t; 2] {

@@ -187,16 +187,36 @@ impl Sampler {
 
 /// The largest logit's token, of equals the lowest id. `None` where a logit is NaN or the largest is not finite.
 fn argmax(logits: &[f32]) -> Option<(TokenId, f32)> {
-    let mut best = (0, f32::NEG_INFINITY);
-    let mut nan = false;
-    for (id, &logit) in logits.iter().enumerate() {
-        nan |= logit.is_nan();
-        if logit > best.1 {
-            best = (id, logit);
+    // Lane by lane, so that the compiler uses vectors. `0 · x` is NaN where `x` is NaN or infinite: rare, and then looked at again.
+    let (chunks, rest) = logits.as_chunks::<ARGMAX_LANES>();
+    let mut lanes = [f32::NEG_INFINITY; ARGMAX_LANES];
+    let mut zeros = [0.0f32; ARGMAX_LANES];
+    for chunk in chunks {
+        for ((lane, zero), logit) in lanes.iter_mut().zip(&mut zeros).zip(chunk) {
+            *lane = lane.max(*logit);
+            *zero += 0.0 * logit;
         }
     }
-    (!nan && best.1.is_finite()).then(|| (TokenId(u32::try_from(best.0).unwrap_or(u32::MAX)), best.1))
+    for ((lane, zero), logit) in lanes.iter_mut().zip(&mut zeros).zip(rest) {
+        *lane = lane.max(*logit);
+        *zero += 0.0 * logit;
+    }
+    let largest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let suspect = zeros.into_iter().any(f32::is_nan);
+    if !largest.is_finite() || (suspect && logits.iter().any(|logit| logit.is_nan())) {
+        return None;
+    }
+    let holds = |chunk: &&[f32]| chunk.iter().fold(false, |found, logit| found | (*logit == largest));
+    let chunk = logits.chunks(ARGMAX_CHUNK).position(|chunk| holds(&chunk))?;
+    let first = chunk * ARGMAX_CHUNK;
+    let at = first + logits[first..].iter().position(|logit| *logit == largest)?;
+    Some((TokenId(u32::try_from(at).ok()?), logits[at]))
 }
+
+/// Maxima that are sought side by side.
+const ARGMAX_LANES: usize = 32;
+/// Logits that are compared with the largest before looking at the answer.
+const ARGMAX_CHUNK: usize = 512;
 
 /// A number in [0, 1) from a seed and a step: SplitMix64 (Steele, Lea, Flood, 2014), two rounds apart by seed and step.
 fn uniform(seed: u64, step: usize) -> f64 {
@@ -240,6 +260,27 @@ mod tests {
     #[test]
     fn greedy_takes_the_largest_and_of_equals_the_first() {
         assert_eq!(sample(&SamplingParams::default(), &[], &[0.5, 2.0, 2.0, -1.0]), Some(TokenId(1)));
+    }
+
+    #[test]
+    fn greedy_agrees_with_a_plain_loop_wherever_the_largest_and_infinities_lie() {
+        for len in [1, 31, 32, 33, 511, 512, 513, 1100] {
+            for at in [0, len / 3, len - 1] {
+                let mut logits: Vec<f32> = (0..len).map(|i| ((i * 7919) % 97) as f32 * -0.5).collect();
+                logits[at] = 0.5;
+                logits[(at + len / 2) % len] = if len > 1 { f32::NEG_INFINITY } else { 0.5 };
+                logits[len - 1] = logits[len - 1].max(if at == len - 1 { 0.5 } else { -1.0 });
+                let mut plain = (0, f32::NEG_INFINITY);
+                for (i, &logit) in logits.iter().enumerate() {
+                    if logit > plain.1 {
+                        plain = (i, logit);
+                    }
+                }
+                assert_eq!(argmax(&logits), Some((TokenId(u32::try_from(plain.0).unwrap()), plain.1)), "{len} {at}");
+                logits[len / 2] = f32::NAN;
+                assert_eq!(argmax(&logits), None, "{len} {at}");
+            }
+        }
     }
 
     #[test]

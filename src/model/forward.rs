@@ -34,12 +34,15 @@ pub struct BatchRow {
 
 /// Up to this many rows, each worker prepares all of an operation's inputs itself; beyond, rows are shared out first.
 const REDUNDANT_ROWS: usize = 4;
-/// Row groups a chunk: output and down projections, gate/up, and the head.
+/// Row groups a chunk at least: output and down projections, gate/up; and of the head.
 const RESIDUAL_GROUPS: usize = 2;
 const FFN_GROUPS: usize = 2;
 const HEAD_GROUPS: usize = 16;
 /// Bytes of the next operation's weights that a worker fetches before it waits: what the hardware needs to see the stream.
 const FETCH_BYTES: usize = 4096;
+/// Chunks a worker at least, where there are enough: so few that calls cost nothing beside their work, so many that helping a
+/// worker that fell behind pays.
+const CHUNKS_A_WORKER: usize = 8;
 
 /// Every buffer of a step, sized once.
 #[derive(Debug)]
@@ -144,6 +147,11 @@ impl Scratch {
 
     /// Copies the logits of the step's `output`-th wanted row to `row`, `n_vocab` values.
     pub fn copy_logits(&self, output: usize, row: &mut [f32]) {
+        if self.outputs == 1 {
+            let len = row.len();
+            row.copy_from_slice(&self.logits[..len]);
+            return;
+        }
         for (group, values) in row.chunks_mut(ROW_GROUP).enumerate() {
             let from = (group * self.outputs + output) * ROW_GROUP;
             values.copy_from_slice(&self.logits[from..from + values.len()]);
@@ -227,8 +235,10 @@ pub fn forward(
     let attention = &mut scratch.attention[..hyper.q_rows() * n];
     let ffn = &mut scratch.ffn[..hyper.n_ff * n];
     let angles = &mut scratch.angles[..pairs * n];
+    let max_rows = scratch.max_rows;
     workers.begin_step(n <= REDUNDANT_ROWS);
-    let mut step = Step { n, kernels, workers, next: &[], shared: &mut scratch.shared, scratch: &mut scratch.workers };
+    let (shared, own) = (&mut scratch.shared, &mut scratch.workers);
+    let mut step = Step { n, max_rows, kernels, workers, next: &[], shared, scratch: own };
 
     for (t, row) in rows.iter().enumerate() {
         step.embed(&model.weights.embeddings, row.token, t, x);
@@ -261,14 +271,15 @@ pub fn forward(
 
         step.next = layer.down.tiles();
         let norm = Source::Norm { x, weight: &layer.ffn_norm, eps: hyper.rms_eps };
+        let chunk_groups = step.chunk_groups(layer.gate.row_groups(), FFN_GROUPS);
         step.product(
             norm,
             hyper.n_embd,
             &[&layer.gate, &layer.up],
             ffn,
-            FFN_GROUPS,
+            chunk_groups,
             |call, input, work, chunk, gate| {
-                let first = chunk * FFN_GROUPS;
+                let first = chunk * chunk_groups;
                 let groups = first..first + gate.len() / (n * ROW_GROUP);
                 let up = &mut work.values[..gate.len()];
                 call.matmul(&layer.gate, groups.clone(), input, hyper.n_embd, gate);
@@ -312,6 +323,8 @@ pub fn forward(
 struct Step<'s> {
     /// Rows.
     n: usize,
+    /// Rows that the buffers were made for.
+    max_rows: usize,
     kernels: Kernels,
     workers: &'s mut Workers,
     /// Weights of the operation after the one in hand.
@@ -334,6 +347,12 @@ impl Call {
 }
 
 impl Step<'_> {
+    /// Row groups a chunk of a matrix with `total` of them, at least `least`; a chunk's values fit [`Work::values`].
+    fn chunk_groups(&self, total: usize, least: usize) -> usize {
+        let fair = total / (self.workers.threads() * CHUNKS_A_WORKER);
+        fair.min(least * self.max_rows / self.n.max(1)).max(least)
+    }
+
     /// The token's embedding, dequantized, as row `t` of `x`.
     fn embed(&mut self, embeddings: &Matrix<'_>, token: TokenId, t: usize, x: &mut [f32]) {
         let row = &mut self.scratch[0].work.values[..embeddings.cols()];
@@ -411,8 +430,9 @@ impl Step<'_> {
     /// `x += matrix * source`.
     fn residual(&mut self, source: Source<'_>, width: usize, matrix: &Matrix<'_>, x: &mut [f32]) {
         let n = self.n;
-        self.product(source, width, &[matrix], x, RESIDUAL_GROUPS, |call, input, work, chunk, x| {
-            let first = chunk * RESIDUAL_GROUPS;
+        let chunk_groups = self.chunk_groups(matrix.row_groups(), RESIDUAL_GROUPS);
+        self.product(source, width, &[matrix], x, chunk_groups, |call, input, work, chunk, x| {
+            let first = chunk * chunk_groups;
             let delta = &mut work.values[..x.len()];
             call.matmul(matrix, first..first + x.len() / (n * ROW_GROUP), input, width, delta);
             for (x, delta) in x.iter_mut().zip(delta) {

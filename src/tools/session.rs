@@ -40,7 +40,7 @@ pub struct ModelArgs {
     /// Threads that compute steps of more than a few rows (prompts, many sequences) [default: as --threads]
     #[arg(long, value_name = "N")]
     pub threads_batch: Option<usize>,
-    /// Kernel set to use instead of the fastest: scalar, avx2, neon
+    /// Kernel set to use instead of the fastest: scalar, neon, dotprod, avx2, avx512vnni
     #[arg(long, value_name = "NAME")]
     pub kernels: Option<String>,
 }

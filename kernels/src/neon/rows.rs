@@ -17,7 +17,7 @@ const PREFETCH_BYTES: usize = 1024;
 /// of 32 KiB, and unpacking is a hundredth of the work.
 const ROWS_AT_ONCE: usize = 64;
 /// Activation rows between two steps of the loop's counters.
-const UNROLLED: usize = 4;
+const UNROLLED: usize = 8;
 
 /// Forms the integer sums of one block.
 pub(crate) trait Dot: Copy {
@@ -65,11 +65,18 @@ pub(crate) fn groups_product<Q: Quant>(
 #[inline(always)]
 fn gemv<Q: Quant>(dot: impl Dot, tiles: &[u8], x: &[QBlock], out: &mut [f32; ROW_GROUP]) {
     let mut acc = neon!([vdupq_n_f32(0.0); 4]);
-    for (tile, x) in tiles.chunks_exact(Q::TILE_BYTES).zip(x.as_chunks::<TILE_BLOCKS>().0) {
-        fetch_ahead::<Q>(tile);
+    let x = x.as_chunks::<TILE_BLOCKS>().0;
+    assert!(x.len() * Q::TILE_BYTES <= tiles.len());
+    let mut at = tiles.as_ptr();
+    for x in x {
+        // SAFETY: there are as many tiles as pairs of blocks, asserted above; `at` passes the last one only after the loop.
+        let tile = |at| unsafe { std::slice::from_raw_parts(at, Q::TILE_BYTES) };
+        fetch_ahead::<Q>(tile(at));
         // Written out, like the unrolled rows below: the compiler does not unroll loops of this size.
-        acc = sixteen_rows::<Q>(dot, tile, 0, &x[0], acc);
-        acc = sixteen_rows::<Q>(dot, tile, 1, &x[1], acc);
+        acc = sixteen_rows::<Q>(dot, tile(at), 0, &x[0], acc);
+        (acc, at) = after(acc, at);
+        acc = sixteen_rows::<Q>(dot, tile(at), 1, &x[1], acc);
+        at = hidden(at.wrapping_add(Q::TILE_BYTES));
     }
     for (out, acc) in out.as_chunks_mut::<4>().0.iter_mut().zip(acc) {
         neon!(vst1q_f32(out.as_mut_ptr(), acc));
@@ -93,30 +100,28 @@ fn sixteen_rows<Q: Quant>(
 #[inline(always)]
 fn rows_product<Q: Quant>(dot: impl Dot, tile: &[u8], x: &[QBlock], stride: usize, out: &mut [[f32; ROW_GROUP]]) {
     assert!((out.len() - 1) * stride + TILE_BLOCKS <= x.len());
+    let row_bytes = hidden_bytes(stride * size_of::<QBlock>());
     for block in 0..TILE_BLOCKS {
         for half in 0..2 {
             let mut w = EightRows::<Q>::new(tile, block, half);
             let mut x = x[block..].as_ptr();
             let mut acc = out.as_flattened_mut()[half * 8..].as_mut_ptr();
-            let mut left = out.len();
             // SAFETY: `x` has a block of every row that `out` has (asserted above), `acc` eight of its sixteen values; both step
             // past their ends only after the last row, and are not read there.
             unsafe {
-                while left >= UNROLLED {
-                    w.add_to(dot, &mut *acc.cast(), &*x);
-                    x = hidden(x.wrapping_add(stride));
-                    w.add_to(dot, &mut *acc.add(ROW_GROUP).cast(), &*x);
-                    x = hidden(x.wrapping_add(stride));
-                    w.add_to(dot, &mut *acc.add(2 * ROW_GROUP).cast(), &*x);
-                    x = hidden(x.wrapping_add(stride));
-                    w.add_to(dot, &mut *acc.add(3 * ROW_GROUP).cast(), &*x);
-                    x = hidden(x.wrapping_add(stride));
+                for _ in 0..out.len() / UNROLLED {
+                    x = w.add_to(dot, acc, x, row_bytes);
+                    x = w.add_to(dot, acc.add(ROW_GROUP), x, row_bytes);
+                    x = w.add_to(dot, acc.add(2 * ROW_GROUP), x, row_bytes);
+                    x = w.add_to(dot, acc.add(3 * ROW_GROUP), x, row_bytes);
+                    x = w.add_to(dot, acc.add(4 * ROW_GROUP), x, row_bytes);
+                    x = w.add_to(dot, acc.add(5 * ROW_GROUP), x, row_bytes);
+                    x = w.add_to(dot, acc.add(6 * ROW_GROUP), x, row_bytes);
+                    x = w.add_to(dot, acc.add(7 * ROW_GROUP), x, row_bytes);
                     acc = acc.wrapping_add(UNROLLED * ROW_GROUP);
-                    left -= UNROLLED;
                 }
-                for _ in 0..left {
-                    w.add_to(dot, &mut *acc.cast(), &*x);
-                    x = x.wrapping_add(stride);
+                for _ in 0..out.len() % UNROLLED {
+                    x = w.add_to(dot, acc, x, row_bytes);
                     acc = acc.wrapping_add(ROW_GROUP);
                 }
             }
@@ -230,17 +235,21 @@ impl<Q: Quant> EightRows<Q> {
         }
     }
 
-    /// One block's step of the accumulators of eight rows.
+    /// One block's step of the accumulators of eight rows, at `acc`; the same block of the next row of activations.
+    ///
+    /// # Safety
+    /// `acc` points to eight values that nobody else uses, `x` to a block.
     #[inline(always)]
-    fn add_to(&mut self, dot: impl Dot, acc: &mut [f32; 8], x: &QBlock) {
+    unsafe fn add_to(&mut self, dot: impl Dot, acc: *mut f32, x: *const QBlock, row_bytes: usize) -> *const QBlock {
         self.keep_whole();
-        let isum = dot.dot::<Q, 2>(x, |j| [self.w[j], self.w[j + 4]]);
-        let [low, high] = acc.as_chunks_mut::<4>().0 else { return };
-        neon!({
-            let sum = self.factors.step([vld1q_f32(low.as_ptr()), vld1q_f32(high.as_ptr())], isum, x);
-            vst1q_f32(low.as_mut_ptr(), sum[0]);
-            vst1q_f32(high.as_mut_ptr(), sum[1]);
-        });
+        // SAFETY: the caller's promise.
+        unsafe {
+            let isum = dot.dot::<Q, 2>(&*x, |j| [self.w[j], self.w[j + 4]]);
+            let sum = self.factors.step([vld1q_f32(acc), vld1q_f32(acc.add(4))], isum, &*x);
+            vst1q_f32(acc, sum[0]);
+            vst1q_f32(acc.add(4), sum[1]);
+        }
+        hidden(x.wrapping_byte_add(row_bytes))
     }
 }
 
@@ -311,8 +320,33 @@ fn prefetch_at<const LINE: usize>(p: *const u8) {
     }
 }
 
-/// The same pointer, of which the compiler knows nothing: it would otherwise keep one for each of the unrolled rows.
+/// The same, but what is read through `at` is read only when `acc` is there: two blocks mixed take more registers than there are.
 #[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it here")]
+fn after(acc: [float32x4_t; 4], at: *const u8) -> ([float32x4_t; 4], *const u8) {
+    let [mut a, mut b, mut c, mut d] = acc;
+    let mut at = at;
+    // SAFETY: no instruction at all.
+    unsafe {
+        asm!("/* {0} {1:v} {2:v} {3:v} {4:v} */", inout(reg) at, inout(vreg) a, inout(vreg) b, inout(vreg) c, inout(vreg) d,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    ([a, b, c, d], at)
+}
+
+/// The same number, for the reason below.
+#[inline(always)]
+fn hidden_bytes(n: usize) -> usize {
+    let mut n = n;
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) }
+    n
+}
+
+/// The same pointer, of which the compiler knows nothing: it would otherwise keep another one that is better for one of many uses
+/// and costs the others an addition each.
+#[inline(always)]
+#[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it here")]
 fn hidden<T>(p: *const T) -> *const T {
     let mut p = p;
     // SAFETY: no instruction at all.
