@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use common::{Script, post, read_response, wait_for, with_daemon, with_daemon_at};
 use hearth::serve::ServeError;
+use hearth::serve::memory::max_text_bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -141,6 +142,22 @@ fn a_stop_string_ends_the_answer_and_the_job() {
             (&cut["choices"][0]["text"], &cut["choices"][0]["finish_reason"]),
             (&"one.".into(), &"length".into())
         );
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_answer_that_is_kept_whole_is_bounded_in_bytes() {
+    // A token of 100 bytes, of which the context holds more than it may have text.
+    let script = Script { endless: true, ..script("\u{1}") };
+    with_daemon(&script, None, |daemon| {
+        let whole = daemon.post("/v1/completions", r#"{"prompt":"x"}"#).json();
+        assert_eq!(whole["choices"][0]["finish_reason"], "length");
+        let bytes = whole["choices"][0]["text"].as_str().unwrap().len();
+        let most = max_text_bytes(common::CONTEXT_TOKENS);
+        assert!((most - 100..=most).contains(&bytes), "{bytes} of {most}");
+        let long = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(most + 1));
+        assert_eq!(daemon.post("/v1/completions", &long).json()["error"]["code"], "context_length_exceeded");
     })
     .unwrap();
 }

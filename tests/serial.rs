@@ -179,11 +179,11 @@ fn a_line_that_nobody_reads_costs_its_answer_alone() {
     let script = Script { endless: true, ..script("\x01") };
     with_daemon(&script, Some(&path), |daemon| {
         terminal.until("> ");
-        terminal.type_in("talk\r");
+        terminal.type_in("{\"prompt\":\"talk\"}\n");
         wait_for("the answer's end", || script.cancelled.load(Ordering::SeqCst) == 1);
         let body = r#"{"prompt":"x","max_tokens":5}"#;
         assert_eq!(daemon.post("/v1/completions", body).json()["usage"]["completion_tokens"], 5);
-        assert!(terminal.until("\r\n> ").contains("error: the answer was cut"));
+        assert!(terminal.until("\"unavailable\"}}\n").contains("the answer was cut"));
         terminal.type_in("/status\r");
         terminal.until("0 active");
     })

@@ -143,7 +143,9 @@ fn with_smollm2_chat(test: impl FnOnce(&Vocab, &dyn Fn(&str, &[Message]) -> Vec<
     let encode = |template: &str, messages: &[Message]| {
         let source = if template.is_empty() { own } else { template };
         let template = ChatTemplate::compile(source, "<|im_start|>", "<|im_end|>").unwrap();
-        ModelText { vocab: &vocab, template: Some(&template) }.encode_chat(messages, None).unwrap()
+        ModelText { vocab: &vocab, template: Some(&template), context_tokens: 2048 }
+            .encode_chat(messages, None)
+            .unwrap()
     };
     test(&vocab, &encode);
 }

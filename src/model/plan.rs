@@ -10,6 +10,7 @@ use crate::model::forward::Scratch;
 use crate::model::hyper::Hyper;
 use crate::model::kv::{KvCache, blocks_for};
 use crate::model::weights::WeightLayout;
+use crate::serve::memory::io_bytes;
 use crate::sys::workers::WORKER_STACK_BYTES;
 
 /// What decides the sizes, beside the model.
@@ -67,9 +68,9 @@ pub struct DoesNotFit {
 
 /// Program data, allocator, main thread's stack, buffers of the tools, in bytes: measured 1.6 MiB, rounded up.
 const PROCESS_BYTES: usize = 4 << 20;
-/// Connections, their buffers, the serial line and requests under way, in bytes: 2 MiB of input and as much output at most, 5 MiB
-/// for one request as JSON, the rest for whole answers.
-const IO_BYTES: usize = 12 << 20;
+/// Names of the items that depend on the context most.
+const KV_ITEM: &str = "kv cache (f16)";
+const IO_ITEM: &str = "connections and serial line";
 /// Stacks of the I/O and engine threads, in bytes.
 const THREAD_STACK_BYTES: usize = 2 << 20;
 /// Shortest context worth offering, in positions.
@@ -90,11 +91,11 @@ impl MemoryPlan {
         let items = [
             ("weights (tiles)", layout.region_bytes()),
             ("weights (norms)", norms),
-            ("kv cache (f16)", kv),
+            (KV_ITEM, kv),
             ("activations", Scratch::bytes(hyper, capacity.max_rows, capacity.max_outputs, capacity.threads)),
             ("sequences and sampling", EngineBuffers::bytes(hyper, capacity)),
             ("vocabulary", vocab_bytes),
-            ("connections and serial line", IO_BYTES),
+            (IO_ITEM, io_bytes(capacity.ctx, capacity.sequences)),
             ("thread stacks", THREAD_STACK_BYTES + capacity.threads * WORKER_STACK_BYTES),
             ("process", PROCESS_BYTES),
         ];
@@ -112,19 +113,23 @@ impl MemoryPlan {
         if self.total_bytes <= available_bytes {
             return Ok(());
         }
-        let kv = self.items.iter().find(|item| item.name.starts_with("kv")).map_or(0, |item| item.bytes);
-        let room = available_bytes.saturating_sub(self.total_bytes.saturating_sub(kv));
-        let block = KvCache::bytes(hyper, 1).unwrap_or(usize::MAX).max(1) as u64;
-        let blocks = usize::try_from(room / block).unwrap_or(usize::MAX);
-        let ctx =
-            blocks.checked_div(self.sequences).unwrap_or(0).saturating_mul(hearth_kernels::KV_BLOCK).min(self.ctx);
-        let sequences = blocks.checked_div(blocks_for(self.ctx)).unwrap_or(0);
+        let named = |name: &str| self.items.iter().find(|item| item.name == name).map_or(0, |item| item.bytes);
+        // The items that are worth a smaller context or fewer sequences; the others shrink a little, too: the advice is safe.
+        let fixed = self.total_bytes.saturating_sub(named(KV_ITEM)).saturating_sub(named(IO_ITEM));
+        let with = |ctx: usize, sequences: usize| {
+            let kv = KvCache::bytes(hyper, blocks_for(ctx).saturating_mul(sequences)).unwrap_or(usize::MAX);
+            fixed.saturating_add(kv as u64).saturating_add(io_bytes(ctx, sequences) as u64)
+        };
+        let block = hearth_kernels::KV_BLOCK;
+        let blocks = most(blocks_for(self.ctx), |blocks| with(blocks * block, self.sequences) <= available_bytes);
+        let ctx = (blocks * block).min(self.ctx);
+        let sequences = most(self.sequences, |sequences| with(self.ctx, sequences) <= available_bytes);
         let advice = match (ctx >= LEAST_CONTEXT, sequences >= 1 && sequences < self.sequences) {
             (true, true) => format!("--ctx {ctx} would fit, or --sequences {sequences}"),
             (true, false) => format!("--ctx {ctx} would fit"),
             (false, true) => format!("--sequences {sequences} would fit"),
             (false, false) => {
-                let least = self.total_bytes.saturating_sub(kv).saturating_add(block);
+                let least = with(LEAST_CONTEXT, 1);
                 format!(
                     "even --ctx {LEAST_CONTEXT} --sequences 1 takes about {} MiB; use a smaller model",
                     mib_up(least)
@@ -141,6 +146,20 @@ impl MemoryPlan {
         let total = self.total_bytes as f64 / MIB;
         format!("memory plan {total:.1} MiB (ctx {}, sequences {}): {}", self.ctx, self.sequences, parts.join(", "))
     }
+}
+
+/// The greatest number up to `limit` that fits, where every smaller one does too; 0 if none does.
+fn most(limit: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, limit);
+    while low < high {
+        let middle = high - (high - low) / 2;
+        if fits(middle) {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    low
 }
 
 const MIB: f64 = 1_048_576.0;
@@ -175,6 +194,8 @@ mod tests {
         assert!((1900..=2048).contains(&ctx), "{refused}");
         // Tables shrink a little with the context, so the advice is on the safe side.
         assert!(plan(ctx, 4).check(&hyper, available).is_ok(), "{refused}");
+        let available = plan(4096, 2).total_bytes;
+        let refused = wanted.check(&hyper, available).unwrap_err();
         let sequences: usize = refused.advice.rsplit(' ').next().unwrap().parse().unwrap();
         assert!(plan(4096, sequences).check(&hyper, available).is_ok(), "{refused}");
     }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::memory::max_text_bytes;
 use super::text::TextModel;
 use crate::engine::queue::{Job, RequestId};
 use crate::engine::sampler::SamplingParams;
@@ -33,13 +34,24 @@ pub(super) fn admit(
     context_tokens: usize,
 ) -> Result<Box<Job>, Reject> {
     let refused = |field: &'static str| move |why: String| Reject::field(field, why);
-    let (prompt, field) = match &request.prompt {
+    let most = max_text_bytes(context_tokens);
+    let (bytes, field) = match &request.prompt {
+        Prompt::Chat(messages) => (messages.iter().map(|message| message.content.len()).sum(), "messages"),
+        Prompt::Text(prompt) => (prompt.len(), "prompt"),
+        Prompt::Tokens(_) => (0, "prompt"),
+    };
+    if bytes > most {
+        let long =
+            format!("the text has {bytes} bytes: at most {most} are taken for a context of {context_tokens} tokens");
+        return Err(Reject::field(field, long).with_code("context_length_exceeded"));
+    }
+    let mut prompt = match &request.prompt {
         Prompt::Chat(messages) => {
             let date = request.date.as_deref().or(defaults.date.as_deref());
-            (text.encode_chat(messages, date).map_err(refused("messages"))?, "messages")
+            text.encode_chat(messages, date).map_err(refused(field))?
         }
-        Prompt::Text(prompt) => (text.encode(prompt).map_err(refused("prompt"))?, "prompt"),
-        Prompt::Tokens(ids) => (known_ids(ids, text.vocabulary_len())?, "prompt"),
+        Prompt::Text(prompt) => text.encode(prompt).map_err(refused(field))?,
+        Prompt::Tokens(ids) => known_ids(ids, text.vocabulary_len())?,
     };
     if prompt.is_empty() {
         return Err(Reject::field(field, "the prompt has no tokens"));
@@ -47,6 +59,7 @@ pub(super) fn admit(
     if prompt.len() >= context_tokens {
         return Err(Reject::context_exceeded(prompt.len(), context_tokens, field));
     }
+    prompt.shrink_to_fit();
     let room = context_tokens - prompt.len();
     Ok(Box::new(Job {
         id,

@@ -186,7 +186,7 @@ fn serve(
         log::info!("{}", plan.line());
         log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
         let template = template(&model.model, capacity, gguf, vocab)?;
-        let text = &ModelText { vocab, template: template.as_ref() };
+        let text = &ModelText { vocab, template: template.as_ref(), context_tokens: sizes.ctx };
         // Owned and bounded: the file may be replaced under a running daemon, and its name goes into every answer.
         let name = gguf.str("general.name").ok().flatten().unwrap_or("model");
         let model_id = &name.chars().filter(|c| !c.is_control()).take(MAX_MODEL_ID_CHARS).collect::<String>();
@@ -220,6 +220,7 @@ fn serve(
                     text,
                     model_id,
                     context_tokens: sizes.ctx,
+                    sequences: sizes.sequences,
                     defaults,
                     signals: stop.is_none(),
                     stop,

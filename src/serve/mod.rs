@@ -2,14 +2,14 @@
 //! turns requests into jobs and tokens into text, and is the only place that touches a client. The engine never waits for
 //! it: what a client does not read, a client loses. Next on the data's way: `engine::queue`.
 //!
-//! Its memory is bounded: [`MAX_INPUT_BYTES`] in for all connections together, [`conn::MAX_OUTPUT_BYTES`] out for each of
-//! [`MAX_CONNECTIONS`], a whole answer for each request that is not streamed, and the JSON of one request at a time (5 MiB at
-//! most, by `wire::request::MAX_JSON_VALUES`).
+//! Its memory is bounded and planned, see [`memory`]: [`MAX_INPUT_BYTES`] in for all connections together, [`conn::MAX_OUTPUT_BYTES`]
+//! out for each of [`MAX_CONNECTIONS`] or one whole answer, [`memory::max_jobs`] prompts, and one request at a time on its way to a job.
 
 mod admit;
 pub mod conn;
 pub mod daemon;
 pub mod listener;
+pub mod memory;
 pub mod model_text;
 mod private;
 mod server;
@@ -49,6 +49,8 @@ pub struct ServeSetup<'a> {
     pub model_id: &'a str,
     /// Positions of a sequence, prompt and answer together.
     pub context_tokens: usize,
+    /// Sequences that the engine runs at once.
+    pub sequences: usize,
     /// What requests that say nothing get.
     pub defaults: Defaults,
     /// Take SIGTERM and SIGINT: the first drains, the second stops at once.

@@ -1,6 +1,7 @@
 //! A loaded model's vocabulary and chat template as the I/O thread uses them.
 //! Next on the data's way: `serve::admit` for prompts, `serve::server` for answers.
 
+use super::memory::max_text_bytes;
 use super::text::{AnswerText, TextModel};
 use crate::text::chat::{ChatInput, ChatTemplate};
 use crate::text::quote::quote;
@@ -14,6 +15,8 @@ pub struct ModelText<'m> {
     pub vocab: &'m Vocab,
     /// Its chat template; without one only `/v1/completions` is served.
     pub template: Option<&'m ChatTemplate>,
+    /// Positions of a sequence: longer texts are not worth encoding.
+    pub context_tokens: usize,
 }
 
 impl TextModel for ModelText<'_> {
@@ -31,6 +34,10 @@ impl TextModel for ModelText<'_> {
         }
         let input = ChatInput { date, ..ChatInput::new(&value) };
         let rendered = template.render(&input).map_err(|e| e.to_string())?;
+        let most = max_text_bytes(self.context_tokens);
+        if rendered.len() > most {
+            return Err(format!("the rendered messages have {} bytes: at most {most} are taken", rendered.len()));
+        }
         let ids = match &quoted {
             None => self.vocab.encode(&rendered, false, true),
             Some(quoted) => self.vocab.encode_quoted(&rendered, quoted.mark),
@@ -118,10 +125,10 @@ mod tests {
         let messages = [Message::user("ab")];
         for source in ["{{ messages[0].content }}</s>", "{{ bos_token }}{{ messages[0].content }}</s>"] {
             let template = ChatTemplate::compile(source, "<s>", "</s>").unwrap();
-            let text = ModelText { vocab: &vocab, template: Some(&template) };
+            let text = ModelText { vocab: &vocab, template: Some(&template), context_tokens: 64 };
             assert_eq!(text.encode_chat(&messages, None), Ok(ids(&[1, 5, 6, 2])), "{source}");
         }
-        let text = ModelText { vocab: &vocab, template: None };
+        let text = ModelText { vocab: &vocab, template: None, context_tokens: 64 };
         assert!(text.encode_chat(&messages, None).unwrap_err().contains("--chat-template"));
         assert_eq!(text.encode("a"), Ok(ids(&[1, 5])));
         assert_eq!(text.vocabulary_len(), 8);
@@ -133,7 +140,7 @@ mod tests {
         let template =
             ChatTemplate::compile("{% if date_string %}a{% else %}{{ raise_exception('no day') }}{% endif %}", "", "")
                 .unwrap();
-        let text = ModelText { vocab: &vocab, template: Some(&template) };
+        let text = ModelText { vocab: &vocab, template: Some(&template), context_tokens: 64 };
         assert_eq!(text.encode_chat(&[], Some("2026-11-23")), Ok(ids(&[1, 5])));
         assert!(text.encode_chat(&[], None).unwrap_err().contains("no day"));
         assert!(text.encode_chat(&[], Some("tomorrow")).is_err());
@@ -142,7 +149,7 @@ mod tests {
     #[test]
     fn text_is_whole_characters_up_to_a_stop_string() {
         let vocab = vocab();
-        let text = ModelText { vocab: &vocab, template: None };
+        let text = ModelText { vocab: &vocab, template: None, context_tokens: 64 };
         let mut answer = text.answer(&["bc".to_owned()]).unwrap();
         let mut pieces = Vec::new();
         for token in [5, 3, 4, 6, 5, 6, 7] {

@@ -78,6 +78,8 @@ struct Running<'s> {
     text: Box<dyn AnswerText + 's>,
     cancel: Arc<AtomicBool>,
     usage: Usage,
+    /// Bytes that an answer which is kept whole may still take; no limit for one that goes out as it comes.
+    room: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -97,6 +97,11 @@ impl TtyPort {
         self.request
     }
 
+    /// Whether the running answer is kept to its end, in a conversation or to be sent whole.
+    pub(super) fn keeps_answer(&self) -> bool {
+        self.protocol.keeps_answer()
+    }
+
     /// Takes what came in. False: the line is gone.
     pub(super) fn read(&mut self) -> bool {
         let Some(device) = &mut self.device else {

@@ -18,7 +18,7 @@ pub use date::{Date, DateError};
 /// Bytes of a template's source.
 pub const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// Bytes of a rendered prompt.
-pub const MAX_RENDERED_BYTES: usize = 16 << 20;
+pub const MAX_RENDERED_BYTES: usize = 2 << 20;
 /// Steps (template instructions) that one rendering may take.
 pub const MAX_STEPS: u64 = 10_000_000;
 /// Calls inside calls.

@@ -111,6 +111,7 @@ impl Parser {
     /// Adds what was read.
     pub fn push(&mut self, bytes: &[u8]) {
         if !matches!(self.state, State::Broken) {
+            make_room(&mut self.input, bytes.len());
             self.input.extend_from_slice(bytes);
         }
     }
@@ -120,12 +121,15 @@ impl Parser {
         self.input.len() < MAX_BUFFERED_BYTES
     }
 
-    /// Bytes held.
+    /// Bytes held, with the room that lists have to grow.
     pub fn buffered(&self) -> usize {
-        match &self.state {
-            State::Chunked { body, .. } => self.input.len() + body.len(),
-            _ => self.input.len(),
-        }
+        let head = |head: &Head| head.method.capacity() + head.path.capacity();
+        let state = match &self.state {
+            State::Chunked { head: of, body, .. } => head(of) + body.capacity(),
+            State::Sized { head: of, .. } => head(of),
+            State::Head { .. } | State::Broken => 0,
+        };
+        self.input.capacity() + state
     }
 
     /// Whether a request has begun and not ended.
@@ -144,6 +148,10 @@ impl Parser {
     /// The bytes are not a request this server reads. Answer with [`Reply::LAST`] and close: every later call is `None`.
     pub fn next_request(&mut self) -> Result<Option<Request>, Reject> {
         let result = self.advance();
+        if self.input.is_empty() {
+            // A connection that waits keeps no room of what was.
+            self.input = Vec::new();
+        }
         match &result {
             Ok(None) => {}
             Ok(Some(_)) => self.continue_due = false,
@@ -224,6 +232,7 @@ impl Parser {
             }
             Chunk::Data(left) => {
                 let take = left.min(self.input.len());
+                make_room(body, take);
                 body.extend(self.input.drain(..take));
                 let left = left - take;
                 if left > 0 || self.input.len() < 2 {
@@ -260,6 +269,16 @@ impl Parser {
                 }
             }
         }
+    }
+}
+
+/// Room is made in steps of this many bytes, so that a buffer is never much larger than what it holds.
+const GROWTH_BYTES: usize = 4 * 1024;
+
+fn make_room(buffer: &mut Vec<u8>, more: usize) {
+    let wanted = buffer.len().saturating_add(more);
+    if wanted > buffer.capacity() {
+        buffer.reserve_exact(wanted.next_multiple_of(GROWTH_BYTES) - buffer.len());
     }
 }
 

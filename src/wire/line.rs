@@ -26,6 +26,9 @@ pub const MAX_TYPED_BYTES: usize = 4 * 1024;
 pub const MAX_JSON_LINE_BYTES: usize = 64 * 1024;
 /// Input that may wait while an answer runs, in bytes.
 pub const MAX_PENDING_BYTES: usize = 2 * MAX_JSON_LINE_BYTES;
+/// What the line holds at most beside the conversation, in bytes; lists that grow take up to twice what is in them.
+pub const MAX_HELD_BYTES: usize =
+    2 * (MAX_PENDING_BYTES + MAX_JSON_LINE_BYTES) + 2 * (edit::MAX_HISTORY_LINES + 2) * MAX_TYPED_BYTES;
 
 /// What the line asks the daemon for.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +126,11 @@ impl LineProtocol {
     pub fn greet(&self, out: &mut Vec<u8>) {
         line_out(out, &format!("hearth: {}. /help lists the commands.", self.model));
         out.extend_from_slice(PROMPT);
+    }
+
+    /// Whether the running answer is kept to its end: a person's becomes part of the conversation, a program's may be sent whole.
+    pub fn keeps_answer(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| answer.peer == Peer::Person || !answer.stream)
     }
 
     /// Takes what was read. Call [`LineProtocol::next_event`] until it gives nothing.

@@ -5,7 +5,7 @@
 pub mod http;
 pub mod line;
 pub mod openai;
-mod request;
+pub mod request;
 
 use serde::Serialize;
 use serde_json::{Value, json};

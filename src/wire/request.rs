@@ -9,9 +9,11 @@ use super::{GenerateRequest, Message, Prompt, Reject, SamplingFields};
 pub const MAX_STOP_STRINGS: usize = 16;
 /// Length of one stop string, in bytes; `text::stop` takes as much.
 pub const MAX_STOP_BYTES: usize = 256;
-/// Values in one request's JSON: token ids of a context of 32 Ki fit. In memory one takes up to 80 bytes and arrays grow by
-/// doubling, so that an unbounded count would take 60 times the body's length.
+/// Values in one request's JSON: token ids of a context of 32 Ki fit. In memory one takes about 100 bytes, so that an unbounded
+/// count would take 60 times the body's length.
 pub const MAX_JSON_VALUES: usize = 40_000;
+/// What an array or an object counts for, in values: even with one value in it it has room for four.
+pub const VALUES_PER_CONTAINER: usize = 4;
 /// Messages of one conversation.
 pub const MAX_MESSAGES: usize = 1024;
 /// Length of `date`, in bytes.
@@ -50,7 +52,7 @@ pub(super) fn parse(body: &[u8], kind: Kind, stream_default: bool) -> Result<Gen
     Fields(object).request(kind, stream_default)
 }
 
-/// Values of a JSON text, or more: what separates and opens them, outside of strings.
+/// Values of a JSON text, or more: what separates and opens them, outside of strings; containers count several times.
 fn count_values(json: &[u8]) -> usize {
     let (mut in_string, mut escaped, mut count) = (false, false, 1);
     for byte in json {
@@ -58,7 +60,8 @@ fn count_values(json: &[u8]) -> usize {
             _ if escaped => escaped = false,
             b'\\' if in_string => escaped = true,
             b'"' => in_string = !in_string,
-            b',' | b'[' | b'{' if !in_string => count += 1,
+            b',' if !in_string => count += 1,
+            b'[' | b'{' if !in_string => count += VALUES_PER_CONTAINER,
             _ => {}
         }
     }

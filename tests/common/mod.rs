@@ -246,6 +246,7 @@ pub fn with_daemon_at(
                     text: &Bytes,
                     model_id: "bytes",
                     context_tokens: CONTEXT_TOKENS,
+                    sequences: 1,
                     defaults: Defaults::default(),
                     signals,
                     stop: Some(stop_end),

@@ -8,6 +8,8 @@ use std::time::Instant;
 use super::{Owner, Running, Server};
 use crate::engine::queue::{Event, FinishReason, RequestId};
 use crate::serve::admit::admit;
+use crate::serve::memory::{max_jobs, max_text_bytes};
+use crate::serve::tty::TtyPort;
 use crate::text::TokenId;
 use crate::wire::{Finish, GenerateRequest, Outcome, Reject, Usage};
 
@@ -16,6 +18,13 @@ impl Server<'_, '_, '_> {
         if self.is_stopping() {
             return Err(Reject::unavailable("the daemon is stopping"));
         }
+        if self.running.len() >= max_jobs(self.setup.sequences) {
+            return Err(Reject::busy());
+        }
+        let keeps = match owner {
+            Owner::Tty => self.tty.as_ref().is_some_and(TtyPort::keeps_answer),
+            Owner::Conn(_) | Owner::Nobody => !request.stream,
+        };
         let id = self.next_request;
         let job = admit(id, request, self.setup.text, &self.setup.defaults, self.setup.context_tokens)?;
         let running = Running {
@@ -23,6 +32,7 @@ impl Server<'_, '_, '_> {
             text: self.setup.text.answer(&request.stop).map_err(|why| Reject::field("stop", why))?,
             cancel: Arc::clone(&job.cancel),
             usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0 },
+            room: keeps.then(|| max_text_bytes(self.setup.context_tokens)),
         };
         self.link.submit(job).map_err(|_| Reject::busy())?;
         log::debug!("request {id}: {} prompt tokens", running.usage.prompt_tokens);
@@ -55,6 +65,16 @@ impl Server<'_, '_, '_> {
         let mut piece = String::new();
         let stopped = running.text.push(token, &mut piece);
         let usage = running.usage;
+        if let Some(room) = &mut running.room {
+            match room.checked_sub(json_bytes(&piece)) {
+                Some(left) => *room = left,
+                None => {
+                    let outcome = Outcome { finish: Finish::Length, usage, logits_hash: hash };
+                    self.conclude(owner, Ok(&outcome), now);
+                    return self.abandon(id);
+                }
+            }
+        }
         if !self.deliver(owner, &piece, now) {
             self.abandon(id);
         } else if stopped {
@@ -148,4 +168,14 @@ impl Server<'_, '_, '_> {
             self.link.nudge();
         }
     }
+}
+
+/// Bytes of a text inside a JSON string.
+fn json_bytes(text: &str) -> usize {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0C => 2,
+        0..=0x1F => 6,
+        _ => 1,
+    };
+    text.bytes().map(byte).sum()
 }

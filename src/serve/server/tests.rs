@@ -44,6 +44,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         text: &NoText,
         model_id: "m",
         context_tokens: 8,
+        sequences: 1,
         defaults: Defaults::default(),
         signals: false,
         stop: None,

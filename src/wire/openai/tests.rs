@@ -183,7 +183,7 @@ fn a_body_that_is_no_object_says_where() {
         assert_eq!((reject.status, reject.code), (400, Some("invalid_json")), "{body:?}");
         assert!(reject.message.contains(needle), "{}", reject.message);
     }
-    let deep = "[".repeat(30_000);
+    let deep = "[".repeat(9_000);
     assert_eq!(chat(&deep).unwrap_err().status, 400);
 }
 
