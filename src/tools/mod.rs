@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod generate;
 pub mod inspect;
+pub mod pack;
 pub mod perplexity;
 pub mod plan;
 pub mod score;
@@ -35,6 +36,9 @@ pub enum ToolError {
     /// The model.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// `hearth pack`.
+    #[error(transparent)]
+    Pack(#[from] pack::PackError),
     /// The one input of a tool that reads no lines.
     #[error(transparent)]
     Line(#[from] LineError),
@@ -60,9 +64,11 @@ pub enum ToolError {
 }
 
 impl ToolError {
-    /// 2 for what another command line would mend, else 1.
+    /// 2 for what another command line would mend, 130 after a signal, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Pack(pack::PackError::Exists { .. }) => 2,
+            Self::Pack(pack::PackError::Stopped { .. }) => 130,
             Self::Usage(_) | Self::Session(SessionError::Flag { .. } | SessionError::Kernels(_)) => 2,
             _ => 1,
         }

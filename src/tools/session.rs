@@ -200,8 +200,12 @@ pub fn with_model<R, E: From<SessionError>>(
     let mut workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
     let mut region = Region::new(layout.region_bytes()).map_err(os("memory for the weights"))?;
     let bar = progress_bar(layout.region_bytes());
-    let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |bytes| bar.set_position(bytes as u64))
-        .map_err(|source| SessionError::Model { path: args.model.clone(), source })?;
+    let model = if layout.is_packed() {
+        Model::map(&gguf, hyper, &layout)
+    } else {
+        Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |bytes| bar.set_position(bytes as u64))
+    };
+    let model = model.map_err(|source| SessionError::Model { path: args.model.clone(), source })?;
     bar.finish_and_clear();
     let bytes_per_token = layout.bytes_per_token();
     use_model(Session { model: &model, vocab: &vocab, gguf: &gguf, kernels, workers, capacity, plan, bytes_per_token })
