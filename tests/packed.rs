@@ -6,9 +6,10 @@ mod models;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::io::{Cursor, Write};
+use std::io::{BufRead, BufReader, Cursor, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use hearth::model::packed::{self, Damage};
 use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, ModelError, arch};
+use hearth::sys::fault::LOST_FILE_EXIT_CODE;
 use hearth::sys::map::{Mapping, Region};
 use hearth::sys::workers::Workers;
 use hearth::text::TokenId;
@@ -29,6 +31,8 @@ use hearth_kernels::{Format, Kernels};
 use tiny::{SHAPE, Shape};
 
 const HEARTH: &str = env!("CARGO_BIN_EXE_hearth");
+/// Anonymous memory of a daemon beside its KV cache, in KiB.
+const MAX_ANONYMOUS_KIB: u64 = 24 * 1024;
 
 fn hearth(arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(HEARTH)
@@ -211,14 +215,9 @@ fn what_cannot_be_packed_is_refused_by_name() {
 #[test]
 fn the_real_model_packed_answers_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    let packed = folder.path().join("model.hearth");
-    let packed = packed.to_str().unwrap();
+    let packed = &packed_model(folder.path());
     let source = models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf");
     let source = source.to_str().unwrap();
-    let output = hearth(&["pack", source, packed], "");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("packing 50 %"), "a line every tenth");
-
     let prompt = "{\"prompt\": \"The capital of France\"}\n{\"prompt\": \"naïve \u{1F600} 123\\n\\n  x\"}\n";
     let answer = |model: &str| {
         let output = hearth(&["generate", "--model", model, "--max-tokens", "6"], prompt);
@@ -226,6 +225,133 @@ fn the_real_model_packed_answers_with_the_same_bits() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert_eq!(answer(packed), answer(source));
+}
+
+/// The real model, packed into `folder`.
+fn packed_model(folder: &Path) -> String {
+    let packed = folder.join("model.hearth").to_str().unwrap().to_owned();
+    let source = models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf");
+    let output = hearth(&["pack", source.to_str().unwrap(), &packed], "");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("packing 50 %"), "a line every tenth");
+    packed
+}
+
+/// A daemon over a packed model, its stderr up to "ready" or its end, and the rest of it.
+fn serve(folder: &Path, flags: &[&str]) -> (Child, String, BufReader<ChildStderr>) {
+    let socket = folder.join("socket");
+    let mut daemon = Command::new(HEARTH)
+        .args(["serve", "--ctx", "256", "--sequences", "1", "--threads", "1", "--socket"])
+        .arg(&socket)
+        .args(flags)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(daemon.stderr.take().unwrap());
+    let mut log = String::new();
+    while !log.contains("ready: ") && stderr.read_line(&mut log).unwrap() > 0 {}
+    (daemon, log, stderr)
+}
+
+#[test]
+fn a_file_cut_under_a_running_daemon_ends_it_with_its_own_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = packed_model(folder.path());
+    let (mut daemon, log, mut stderr) = serve(folder.path(), &["--model", &packed]);
+    assert!(log.contains("ready: "), "{log}");
+    let file = std::fs::OpenOptions::new().write(true).open(&packed).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    let mut client = UnixStream::connect(folder.path().join("socket")).unwrap();
+    let body = r#"{"prompt":"Hi","max_tokens":4}"#;
+    write!(client, "POST /v1/completions HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(daemon.wait().unwrap().code(), Some(LOST_FILE_EXIT_CODE.into()), "{rest}");
+    assert!(rest.ends_with("(SIGBUS)\n") && rest.lines().count() == 1, "{rest}");
+}
+
+#[test]
+fn a_packed_model_is_mapped_and_not_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = packed_model(folder.path());
+    let flags = ["--model", &packed];
+    let plan =
+        hearth(&[&["plan", "--json", "--ctx", "256", "--sequences", "1", "--threads", "1"], &flags[..]].concat(), "");
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(plan["mapped_bytes"].as_u64(), Some(std::fs::metadata(&packed).unwrap().len()));
+    assert!(plan["items"].as_array().unwrap().iter().all(|item| item["name"] != "weights (tiles)"), "{plan}");
+
+    let (mut daemon, log, _stderr) = serve(folder.path(), &flags);
+    assert!(log.contains("ready: "), "{log}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    let kib = |key: &str| -> u64 {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let kv_kib =
+        plan["items"].as_array().unwrap().iter().find(|item| item["name"] == "kv cache (f16)").unwrap()["bytes"]
+            .as_u64()
+            .unwrap()
+            / 1024;
+    println!("anonymous {} KiB, of which kv cache {kv_kib}", kib("RssAnon:"));
+    assert!(kib("RssAnon:") > kv_kib, "the plan is taken before the daemon is ready");
+    assert!(kib("RssAnon:") <= kv_kib + MAX_ANONYMOUS_KIB, "{} KiB beside the KV cache", kib("RssAnon:") - kv_kib);
+    assert!(kib("RssAnon:") * 1024 <= plan["total_bytes"].as_u64().unwrap());
+    assert!(kib("RssFile:") > 100_000, "the file was read ahead");
+}
+
+#[test]
+fn locking_locks_everything_or_says_what_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = packed_model(folder.path());
+    let (mut daemon, log, _stderr) = serve(folder.path(), &["--model", &packed, "--lock"]);
+    if log.contains("ready: ") {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+        daemon.kill().unwrap();
+        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+        assert!(locked.trim().trim_end_matches(" kB").parse::<u64>().unwrap() > 100_000, "{locked}");
+    } else {
+        assert!(log.contains("RLIMIT_MEMLOCK is") && log.contains("ulimit -l"), "{log}");
+    }
+    daemon.wait().unwrap();
+}
+
+#[test]
+fn inspect_shows_the_layout_and_names_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, target) = (folder.path().join("tiny.gguf"), folder.path().join("tiny.hearth"));
+    std::fs::write(&source, tiny::model(SHAPE, "Q4_1", 7)).unwrap();
+    let (source, path) = (source.to_str().unwrap(), target.to_str().unwrap());
+    assert!(hearth(&["pack", source, path], "").status.success());
+    let shown = String::from_utf8(hearth(&["inspect", path], "").stdout).unwrap();
+    assert!(shown.contains("packed        r16k4 version 1\nsource        tiny.gguf, blake3 "), "{shown}");
+    assert!(shown.contains("R16K4 Q4_1"), "{shown}");
+    let whole = hearth(&["inspect", "--verify", path], "");
+    assert!(whole.status.success() && whole.stdout.starts_with(b"the header and "));
+
+    let mut bytes = std::fs::read(&target).unwrap();
+    for name in ["blk.0.attn_k.weight", "blk.1.ffn_norm.weight"] {
+        let at = Gguf::parse(&bytes).unwrap().tensor(name).unwrap().offset;
+        bytes[usize::try_from(at).unwrap() + 11] ^= 4;
+    }
+    std::fs::write(&target, &bytes).unwrap();
+    let damaged = hearth(&["inspect", "--verify", path], "");
+    assert_eq!(damaged.status.code(), Some(1));
+    let named = String::from_utf8(damaged.stdout).unwrap();
+    assert_eq!(named.lines().collect::<Vec<_>>(), ["blk.1.ffn_norm.weight", "blk.0.attn_k.weight"]);
+    let (code, message) = refusal(&["inspect", "--verify", source]);
+    assert!(code == 1 && message.contains("no hashes"), "{message}");
+
+    let at = bytes.windows(5).position(|window| window == b"r16k4").unwrap();
+    bytes[at] = b'q';
+    std::fs::write(&target, &bytes).unwrap();
+    let (code, message) = refusal(&["plan", "--model", path]);
+    assert!(
+        code == 1 && message.contains(&format!("pack it again: hearth pack --force tiny.gguf {path}")),
+        "{message}"
+    );
 }
 
 #[test]

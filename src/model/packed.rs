@@ -44,7 +44,7 @@ const NO_HASH: &str = match std::str::from_utf8(&[b'0'; HASH_DIGITS]) {
 };
 
 /// What a packed file says of itself.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Packed<'m> {
     /// Name of the file that was packed, without its folder.
     pub source_name: &'m str,

@@ -12,6 +12,7 @@ use super::ToolError;
 use super::session::SessionError;
 use crate::model::gguf::Gguf;
 use crate::model::packed::write::{PackPlan, WriteError};
+use crate::model::vocab;
 use crate::sys::map::Mapping;
 use crate::sys::signals::StopSignals;
 
@@ -81,7 +82,9 @@ pub fn run(args: &PackArgs) -> Result<(), ToolError> {
     let mapping = Mapping::open(source).map_err(SessionError::from)?;
     let gguf = Gguf::parse(mapping.bytes()).map_err(|error| refused(WriteError::Model(error.into())))?;
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    let plan = PackPlan::new(&gguf, &name, []).map_err(refused)?;
+    let tables = vocab::tables(&gguf).map_err(|error| SessionError::vocab(source, error))?;
+    let tables = tables.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+    let plan = PackPlan::new(&gguf, &name, tables).map_err(refused)?;
     let bytes = write_atomically(target, &plan, refused)?;
     eprintln!("{}: {bytes} bytes", target.display());
     Ok(())
