@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use hearth::serve::daemon::{DaemonError, with_daemon};
+use hearth::sys::fault;
 use hearth::{client, serve, tools};
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
@@ -33,6 +34,9 @@ enum Role {
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    if let Err(error) = fault::exit_where_a_file_is_lost() {
+        eprintln!("hearth: a handler for SIGBUS: {error}");
+    }
     let result = match Cli::parse().role {
         Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
         Role::Ask(args) => match &args.model {

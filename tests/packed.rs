@@ -135,6 +135,66 @@ fn every_format_packed_gives_the_logits_of_the_gguf() {
     }
 }
 
+/// Everything that a daemon does with a packed file.
+fn use_file(bytes: &[u8]) -> Result<(), ModelError> {
+    let gguf = Gguf::parse(bytes)?;
+    let hyper = arch::hyper(&gguf)?;
+    let layout = WeightLayout::new(&gguf, &hyper)?;
+    if !layout.is_packed() {
+        return Ok(());
+    }
+    let _ = packed::verify(&gguf, |_| ());
+    let model = Model::map(&gguf, hyper, &layout)?;
+    let capacity = Capacity { ctx: 8, sequences: 1, max_rows: 2, max_outputs: 1, threads: 1 };
+    let mut engine = Engine::new(&model, Kernels::detect(), Workers::new(1).unwrap(), capacity, 2, vec![]);
+    let cancel = Arc::new(AtomicBool::new(false));
+    let (prompt, sampling) = (vec![TokenId(1), TokenId(2)], SamplingParams::default());
+    let job = Job { id: 0, prompt, sampling, max_tokens: 2, ignore_eos: true, logits_hash: true, cancel };
+    if engine.admit(Box::new(job)).is_ok() {
+        while !engine.is_idle() {
+            engine.step(&mut |_| ());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn damaged_packed_models_are_errors_or_answers() {
+    let shape =
+        Shape { n_layer: 1, n_embd: 32, n_ff: 32, n_head: 2, n_head_kv: 1, n_vocab: 20, n_ctx: 64, tied: false };
+    let packed = pack(&tiny::model(shape, "Q4_1", 5)).unwrap();
+    // Mapped files begin on a page, which a vector need not.
+    let mut region = Region::new(packed.len()).unwrap();
+    region.bytes_mut().copy_from_slice(&packed);
+    use_file(region.bytes()).unwrap();
+    let header = packed.windows(19).rposition(|window| window == b"blk.0.ffn_up.weight").unwrap() + 200;
+    let mut random = 1u64;
+    let mut next = |bound: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(random >> 33).unwrap() % bound
+    };
+    let (mut refused, mut ran) = (0, 0);
+    for _ in 0..2000 {
+        let end = if next(4) == 0 { packed.len() } else { header };
+        let places: Vec<usize> = (0..=next(3)).map(|_| next(end)).collect();
+        for &at in &places {
+            region.bytes_mut()[at] = [0, 1, 0x7F, 0x80, 0xFF, next(256) as u8][next(6)];
+        }
+        match use_file(region.bytes()) {
+            Ok(()) => ran += 1,
+            Err(error) => {
+                refused += 1;
+                assert!(!error.to_string().is_empty());
+            }
+        }
+        for at in places {
+            region.bytes_mut()[at] = packed[at];
+        }
+    }
+    println!("{refused} refused, {ran} ran");
+    assert!(refused > 200 && ran > 200, "{refused} refused, {ran} ran: the mutations miss their mark");
+}
+
 #[test]
 fn all_metadata_of_the_source_is_kept() {
     let file = tiny::model(SHAPE, "Q4_0", 7);

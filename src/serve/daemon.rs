@@ -210,6 +210,12 @@ fn serve(
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
         let (end, unbound) = rings.split().map_err(eventfd)?;
         let link = unbound.bind(std::thread::current());
+        if capacity.lock && plan.packed {
+            // What is locked is not given back under pressure, so the file counts as the plan does.
+            let available = cpu::available_memory_bytes().map_err(SessionError::from)?;
+            let room = available.saturating_sub(plan.mapped_bytes);
+            plan.check(&loaded.hyper, room).map_err(SessionError::from)?;
+        }
         let mut engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
         if capacity.touch {
             engine.touch();

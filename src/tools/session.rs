@@ -18,7 +18,6 @@ use crate::model::vocab::LoadError;
 use crate::model::weights::WeightLayout;
 use crate::model::{Model, ModelError, arch, vocab};
 use crate::sys::cpu::{self, NoMemoryFigures};
-use crate::sys::fault;
 use crate::sys::map::{MapError, Mapping, Region};
 use crate::sys::workers::{MAX_THREADS, Workers};
 use crate::text::{Vocab, VocabError};
@@ -236,7 +235,6 @@ pub fn with_model<R, E: From<SessionError>>(
         Some(name) => Kernels::by_name(name).map_err(SessionError::from)?,
         None => Kernels::detect(),
     };
-    fault::exit_where_a_file_is_lost().map_err(os("a handler for SIGBUS"))?;
     let mapping = Mapping::open(&args.model).map_err(SessionError::from)?;
     let Planned { gguf, hyper, layout, vocab, capacity, plan } =
         plan(&args.model, mapping.bytes(), args.threads, wanted)?;
