@@ -27,9 +27,10 @@ cross:  ## target/aarch64-unknown-linux-musl/release/hearth: static, stripped
 	cargo build --release --locked --target $(ARM)
 	@tests/static-binary target/$(ARM)/release/hearth
 
-bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [RECORD=tests/records/NAME.md]
+bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [RECORD=FILE.md] [PLOT=FILE.svg]
 	@$(MAKE) --no-print-directory build
 	@tests/bench --hearth $(HEARTH) $(if $(MODEL),--model $(MODEL)) $(LLAMA_BENCH:%=--llama-bench %) \
+	    $(BATCHED_BENCH:%=--batched-bench %) $(if $(PLOT),--plot $(PLOT)) \
 	    $(if $(THREADS),--threads $(THREADS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record $(RECORD))
 
 soak: build  ## requests of every kind against one daemon: make soak [MINUTES=N]

@@ -39,11 +39,11 @@ fn main() -> ExitCode {
     }
     let result = match Cli::parse().role {
         Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
-        Role::Ask(args) => match &args.model {
+        Role::Ask(args) => match &args.talk.model {
             None => report(client::ask(&args), |_| 1),
             Some(model) => report_own_daemon(with_daemon(model, |socket| client::ask_over(socket, &args))),
         },
-        Role::Chat(args) => match &args.model {
+        Role::Chat(args) => match &args.talk.model {
             None => report(client::chat(&args), |_| 1),
             Some(model) => report_own_daemon(with_daemon(model, |socket| client::chat_over(socket, &args))),
         },

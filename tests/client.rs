@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::{PATIENCE, Script, wait_for, with_daemon};
 use hearth::client::http::{Ended, Question, ask_streaming};
-use hearth::client::{AskArgs, ChatArgs, ClientError, ask_to, chat_lines};
+use hearth::client::{AskArgs, ChatArgs, ClientError, DEFAULT_MAX_TOKENS, TalkArgs, ask_to, chat_lines};
 use hearth::wire::Message;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
@@ -27,19 +27,47 @@ fn ask(socket: &Path, args: &AskArgs, text: &str) -> Result<String, ClientError>
     Ok(String::from_utf8(out).unwrap())
 }
 
+fn asking(talk: TalkArgs) -> AskArgs {
+    AskArgs { talk, ..AskArgs::default() }
+}
+
+#[test]
+fn an_answer_without_an_end_is_cut_and_stderr_says_so() {
+    let script = Script { answer: "la ".to_owned(), endless: true, ..Script::default() };
+    with_daemon(&script, None, |daemon| {
+        let hearth = |arguments: &[&str]| {
+            let socket = daemon.socket.to_str().unwrap();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+            let output = command.args(arguments).args(["--socket", socket]).stdin(Stdio::null()).output().unwrap();
+            let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+            assert!(output.status.success(), "{stderr}");
+            (stdout, stderr)
+        };
+        let (answer, said) = hearth(&["ask", "sing"]);
+        assert_eq!(answer.trim_end_matches('\n').len(), DEFAULT_MAX_TOKENS);
+        assert_eq!(said, "hearth: the answer was cut at --max-tokens 512, or at the context's end\n");
+        let (answer, said) = hearth(&["ask", "sing", "--json", "--max-tokens", "4"]);
+        assert!(answer.contains("\"la l\"") && said.contains("--max-tokens 4,"), "{answer} {said}");
+        assert!(hearth(&["ask", "--help"]).0.contains("[default: 512]"));
+    })
+    .unwrap();
+}
+
 #[test]
 fn one_question() {
     let script = Script::default();
     with_daemon(&script, None, |daemon| {
         let plain = AskArgs::default();
         assert_eq!(ask(&daemon.socket, &plain, "grün").unwrap(), "<USER>GRÜN<ASSISTANT>\n");
-        let args = AskArgs { system: Some("be brief".to_owned()), max_tokens: Some(8), ..AskArgs::default() };
+        let args = asking(TalkArgs { system: Some("be brief".to_owned()), max_tokens: 8, ..TalkArgs::default() });
         assert_eq!(ask(&daemon.socket, &args, "x").unwrap(), "<SYSTEM>\n");
-        let args = AskArgs { json: true, temperature: Some(0.7), seed: Some(5), ..AskArgs::default() };
+        let talk = TalkArgs { temperature: Some(0.7), seed: Some(5), ..TalkArgs::default() };
+        let args = AskArgs { json: true, ..asking(talk) };
         let whole: serde_json::Value = serde_json::from_str(&ask(&daemon.socket, &args, "x").unwrap()).unwrap();
         assert_eq!(whole["choices"][0]["message"]["content"], "<USER>X<ASSISTANT>");
         assert!(matches!(ask(&daemon.socket, &plain, ""), Err(ClientError::NoQuestion)));
-        let refused = ask(&daemon.socket, &AskArgs { temperature: Some(9.0), ..plain }, "x").unwrap_err();
+        let refused =
+            ask(&daemon.socket, &asking(TalkArgs { temperature: Some(9.0), ..TalkArgs::default() }), "x").unwrap_err();
         assert_eq!(refused.to_string(), "the daemon refused (400): `temperature` is 9: it must be from 0 to 2");
     })
     .unwrap();
@@ -49,7 +77,7 @@ fn one_question() {
 fn a_conversation_from_a_pipe() {
     let script = Script { answer: "ok".to_owned(), ..Script::default() };
     with_daemon(&script, None, |daemon| {
-        let args = ChatArgs { system: Some("s".to_owned()), ..ChatArgs::default() };
+        let args = ChatArgs { talk: TalkArgs { system: Some("s".to_owned()), ..TalkArgs::default() } };
         let mut out = Vec::new();
         let lines: &[u8] = b"one\n\ntwo\nraise\n/what\n/reset\nthree\n/quit\nfour\n";
         chat_lines(&daemon.socket, &args, lines, &mut out).unwrap();

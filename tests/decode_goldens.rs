@@ -80,8 +80,13 @@ fn run(file: &[u8], settings: Settings, sampling: &SamplingParams) -> (u64, Vec<
         let (mut hash, mut tokens) = (None, vec![]);
         while !engine.is_idle() {
             engine.step(&mut |event| match event {
-                Event::Token { id: 0, token } => tokens.push(token),
-                Event::Finished { job, logits_hash, .. } if job.id == 0 => hash = logits_hash,
+                Event::Token { id: 0, token, logits_hash } => {
+                    tokens.push(token);
+                    hash = logits_hash;
+                }
+                Event::Finished { job, logits_hash, .. } if job.id == 0 => {
+                    assert_eq!(hash, logits_hash, "the last token's hash is the answer's");
+                }
                 _ => (),
             });
         }

@@ -8,10 +8,12 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::{Script, post, read_response, wait_for, with_daemon, with_daemon_at};
+use hearth::serve::ServeError;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -56,7 +58,7 @@ fn a_request_split_at_every_byte_gets_the_same_answer() {
         let whole = daemon.post("/v1/completions", r#"{"prompt":"a","logits_hash":true}"#).json();
         assert_eq!(whole["choices"][0]["text"], "yes");
         assert_eq!(whole["usage"]["completion_tokens"], 3);
-        assert_eq!(whole["hearth"]["logits_hash"], "000000000000abcd");
+        assert_eq!(whole["hearth"]["logits_hash"], "000000000000abc3");
         let mut stream = daemon.connect();
         for at in 1..request.len() {
             let (head, tail) = request.split_at(at);
@@ -132,7 +134,7 @@ fn a_stop_string_ends_the_answer_and_the_job() {
         assert_eq!(answer["choices"][0]["text"], "one. ");
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
         assert_eq!(answer["usage"]["completion_tokens"], 7);
-        assert!(answer.get("hearth").is_none(), "when the engine stops depends on the clock");
+        assert_eq!(answer["hearth"]["logits_hash"], "000000000000abc7", "of the step that completed the stop string");
         wait_for("the job's cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
         let cut = daemon.post("/v1/completions", r#"{"prompt":"x","max_tokens":4}"#).json();
         assert_eq!(
@@ -179,7 +181,7 @@ fn a_full_ring_is_told_as_429() {
     let script = script("a");
     script.frozen.store(true, Ordering::SeqCst);
     with_daemon(&script, None, |daemon| {
-        let waiting = hearth::engine::queue::COMMAND_RING_SLOTS - 1;
+        let waiting = hearth::engine::queue::WAITING_JOBS;
         let mut streams: Vec<UnixStream> = (0..waiting).map(|_| daemon.connect()).collect();
         for stream in &mut streams {
             stream.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();
@@ -197,16 +199,25 @@ fn a_full_ring_is_told_as_429() {
 }
 
 #[test]
-fn one_connection_too_many_is_turned_away() {
+fn idle_connections_make_room_and_busy_ones_do_not() {
     with_daemon(&script("a"), None, |daemon| {
-        let mut streams: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| daemon.connect()).collect();
-        let mut extra = daemon.connect();
-        assert_eq!(read_response(&mut extra).status, 503);
-        streams.pop();
-        wait_for("a free place", || {
+        let mut idle: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| daemon.connect()).collect();
+        assert_eq!(daemon.health("status"), "ok", "one more than there are places");
+        assert_eq!(idle[0].read(&mut [0]).unwrap(), 0, "the oldest one gave its place");
+        idle.clear();
+
+        // Every place has a request that has begun: these stay, and one more is turned away.
+        let begun = || {
             let mut stream = daemon.connect();
-            stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").is_ok() && read_response(&mut stream).status == 200
-        });
+            stream.write_all(b"G").unwrap();
+            stream
+        };
+        let mut busy: Vec<UnixStream> = (0..hearth::serve::MAX_CONNECTIONS).map(|_| begun()).collect();
+        assert_eq!(read_response(&mut daemon.connect()).status, 503);
+        for stream in &mut busy {
+            stream.write_all(b"ET /health HTTP/1.1\r\n\r\n").unwrap();
+            assert_eq!(read_response(stream).status, 200);
+        }
     })
     .unwrap();
 }
@@ -290,6 +301,58 @@ fn a_second_request_to_stop_stops_at_once() {
         wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
     })
     .unwrap();
+}
+
+#[test]
+fn a_long_step_keeps_no_client_waiting_for_its_end() {
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("a") };
+    with_daemon(&script, None, |daemon| {
+        let mut streaming = daemon.connect();
+        streaming.write_all(post(CHAT, &ask(true)).as_bytes()).unwrap();
+        let mut begun = [0; 4096];
+        assert!(streaming.read(&mut begun).unwrap() > 0);
+        script.stuck.store(true, Ordering::SeqCst);
+        let mut waiting = daemon.connect();
+        waiting.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();
+        wait_for("the second request", || daemon.health("active") == 2);
+        daemon.ask_to_stop();
+        daemon.ask_to_stop();
+        // The engine is still in its step when both have their ends.
+        let refused = read_response(&mut waiting);
+        assert_eq!((refused.status, &refused.json()["error"]["code"]), (503, &"unavailable".into()));
+        let mut rest = String::new();
+        streaming.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("data: {\"error\":{") && rest.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{rest}");
+        script.stuck.store(false, Ordering::SeqCst);
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_engine_that_panics_ends_the_daemon_and_its_answers() {
+    let script = Script { panics: true, ..script("abcd") };
+    let ended = with_daemon(&script, None, |daemon| {
+        let failed = daemon.post(CHAT, &ask(false));
+        assert_eq!((failed.status, &failed.json()["error"]["type"]), (500, &"server_error".into()));
+    });
+    assert!(matches!(ended, Err(ServeError::EngineGone)), "{ended:?}");
+}
+
+#[test]
+fn an_io_thread_that_panics_ends_the_engine() {
+    let script = Script { endless: true, ..script("a") };
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        with_daemon(&script, None, |daemon| {
+            let mut running = daemon.connect();
+            running.write_all(post("/v1/completions", r#"{"prompt":"x"}"#).as_bytes()).unwrap();
+            wait_for("the job", || script.taken.load(Ordering::SeqCst) == 1);
+            let mut last = daemon.connect();
+            last.write_all(post(CHAT, &ask(true).replace("hi", common::PANIC)).as_bytes()).unwrap();
+            assert_eq!(last.read(&mut [0]).unwrap_or(0), 0, "no answer");
+        })
+    }));
+    // That it got here is the point: an engine nobody listens to has ended.
+    assert!(ended.is_err());
 }
 
 #[test]

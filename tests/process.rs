@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const HEARTH: &str = env!("CARGO_BIN_EXE_hearth");
@@ -132,6 +134,23 @@ fn perplexity_is_within_half_a_percent_of_plain_f32() {
     let excess = value(&ours) / value(&exact) - 1.0;
     println!("perplexity {} against {} in F32: {:+.3} %", value(&ours), value(&exact), excess * 100.0);
     assert!(excess.abs() < MAX_PERPLEXITY_EXCESS, "{excess}");
+}
+
+#[test]
+fn a_client_with_a_model_of_its_own_leaves_nothing_behind_when_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ask = Command::new(HEARTH)
+        .args(["ask", "--model", &model(), "--max-tokens", "2000", "Tell a long story."])
+        .env("TMPDIR", folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The answer has begun.
+    ask.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    kill(Pid::from_raw(ask.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    assert!(!ask.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 #[test]

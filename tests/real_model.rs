@@ -78,7 +78,7 @@ fn greedy(model: &Model<'_>, settings: Settings, prompt: &[TokenId], max_tokens:
     let mut hashes = vec![0; batch];
     while !engine.is_idle() {
         engine.step(&mut |event| match event {
-            Event::Token { id, token } => tokens[id as usize].push(token),
+            Event::Token { id, token, .. } => tokens[id as usize].push(token),
             Event::Finished { job, logits_hash, .. } => hashes[job.id as usize] = logits_hash.unwrap(),
         });
     }

@@ -102,11 +102,50 @@ fn interrupting_an_endless_answer() {
         terminal.until("lalalala");
         terminal.type_in("\x03");
         assert!(terminal.until("\r\n> ").ends_with("\r\n^C\r\n> "));
-        assert_eq!(script.cancelled.load(Ordering::SeqCst), 1);
+        wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
         terminal.type_in("/max 3\r");
         terminal.until("\r\n> ");
         terminal.type_in("sing\r");
         assert!(terminal.until("\r\n> ").ends_with("lal\r\n[cut after 3 tokens]\r\n> "));
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_interrupt_typed_with_the_question_does_not_wait_for_the_answer() {
+    let mut terminal = Terminal::open();
+    let path = terminal.path.clone();
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("la") };
+    // The engine is busy elsewhere: the line has its prompt back all the same.
+    script.frozen.store(true, Ordering::SeqCst);
+    with_daemon(&script, Some(&path), |_| {
+        terminal.until("> ");
+        terminal.type_in("sing\r\x03/max 3\rsing\r");
+        assert_eq!(terminal.until("> "), "sing\r\n^C\r\n> ");
+        assert_eq!(terminal.until("sing\r\n"), "/max 3\r\nanswer length in tokens: 3\r\n> sing\r\n");
+        script.frozen.store(false, Ordering::SeqCst);
+        assert_eq!(terminal.until("\r\n> "), "lal\r\n[cut after 3 tokens]\r\n> ");
+        assert_eq!(script.cancelled.load(Ordering::SeqCst), 1);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_daemon_that_stops_says_so_on_the_line() {
+    let mut terminal = Terminal::open();
+    let path = terminal.path.clone();
+    let script = Script { endless: true, pace: Duration::from_millis(1), ..script("la") };
+    with_daemon(&script, Some(&path), |daemon| {
+        terminal.until("> ");
+        terminal.type_in("sing\r");
+        terminal.until("lala");
+        script.stuck.store(true, Ordering::SeqCst);
+        daemon.ask_to_stop();
+        daemon.ask_to_stop();
+        assert!(
+            terminal.until("answer's end\r\n").ends_with("\r\nerror: the daemon stopped before the answer's end\r\n")
+        );
+        script.stuck.store(false, Ordering::SeqCst);
     })
     .unwrap();
 }
@@ -122,7 +161,7 @@ fn a_program_at_the_line() {
         assert_eq!(
             terminal.until("}\n{\"done\":true,\"text\""),
             "\r\n{\"delta\":\"o\"}\n{\"delta\":\"k\"}\n{\"done\":true,\"finish_reason\":\"stop\",\"usage\":{\"prompt_tokens\":1,\
-             \"completion_tokens\":2,\"total_tokens\":3},\"logits_hash\":\"000000000000abcd\"}\n{\"done\":true,\"text\""
+             \"completion_tokens\":2,\"total_tokens\":3},\"logits_hash\":\"000000000000abc2\"}\n{\"done\":true,\"text\""
         );
         terminal.until("}\n");
         terminal.type_in(b"\xff\x00\xfe noise \x1b\x1b\n{\"prompt\":\"z\"}\n");

@@ -5,17 +5,19 @@ use crate::format::{BLOCK, TILE_K};
 
 /// 32 activations, `x ≈ d * q`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[repr(C)]
+#[repr(C, align(16))]
 pub struct QBlock {
-    /// Scale; 0 for a block whose largest magnitude is below 2^-100.
-    pub d: f32,
-    /// Exact sum of `q`.
-    pub sum: i32,
     /// Values in [-127, 127].
     pub q: [i8; 32],
+    /// Scale; 0 for a block whose largest magnitude is below 2^-100.
+    pub d: f32,
+    /// `d * sum`, the factor of a minimum; beside `d`, so that one load gives both.
+    pub d_sum: f32,
+    /// Exact sum of `q`.
+    pub sum: i32,
 }
 
-const _: () = assert!(size_of::<QBlock>() == 40 && BLOCK == 32);
+const _: () = assert!(size_of::<QBlock>() == 48 && BLOCK == 32);
 
 /// `n` activation rows back to back, matching a matrix of `cols` columns.
 #[derive(Clone, Copy, Debug)]

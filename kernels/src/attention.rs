@@ -14,6 +14,8 @@ pub const MAX_HEAD_DIM: usize = 512;
 
 /// Query heads that share one pass over a block's keys and values.
 const HEADS_AT_ONCE: usize = 4;
+/// Vectors of sixteen f16 in a cache line.
+const VECTORS_A_LINE: usize = 2;
 
 /// Length of one KV block of one KV head, u16s: keys `[4 tiles of 16 positions][head_dim][16]`, then values
 /// `[64][head_dim]`, both f16 bits.
@@ -110,6 +112,9 @@ pub(crate) fn attend<S: Simd>(s: S, a: &AttentionArgs<'_>, out: &mut [f32], scra
             let out = &mut out[head * a.head_dim..][..count * a.head_dim];
             let (m, l) = (&mut scratch.max[head..], &mut scratch.sum[head..]);
             match count {
+                2 if S::MANY_REGISTERS => b.heads::<S, 2, 4>(s, q, out, &mut scratch.scores, m, l),
+                3 if S::MANY_REGISTERS => b.heads::<S, 3, 4>(s, q, out, &mut scratch.scores, m, l),
+                4 if S::MANY_REGISTERS => b.heads::<S, 4, 4>(s, q, out, &mut scratch.scores, m, l),
                 1 => b.heads::<S, 1, 4>(s, q, out, &mut scratch.scores, m, l),
                 2 => b.heads::<S, 2, 2>(s, q, out, &mut scratch.scores, m, l),
                 3 => b.heads::<S, 3, 2>(s, q, out, &mut scratch.scores, m, l),
@@ -195,9 +200,10 @@ impl Block<'_> {
         let next = self.next[tile * head_dim..].as_ptr();
         let mut acc = [[s.splat(0.0); C]; H];
         for d in 0..head_dim {
-            // Two vectors a cache line.
-            if C > 1 || d.is_multiple_of(2) {
-                s.prefetch(next.wrapping_add(d * C));
+            if C > 1 || d.is_multiple_of(VECTORS_A_LINE) {
+                for c in (0..C).step_by(VECTORS_A_LINE) {
+                    s.prefetch(next.wrapping_add(d * C + c));
+                }
             }
             let q = q.map(|q| s.splat(q[d]));
             for c in 0..C {
@@ -230,8 +236,10 @@ impl Block<'_> {
         let next = self.next[first_value + column..].as_ptr();
         let mut acc = [[s.splat(0.0); C]; H];
         for (p, row) in rows.enumerate().take(self.positions.min(KV_BLOCK)) {
-            if C > 1 || column.is_multiple_of(2) {
-                s.prefetch(next.wrapping_add(p * self.columns));
+            if C > 1 || column.is_multiple_of(VECTORS_A_LINE) {
+                for c in (0..C).step_by(VECTORS_A_LINE) {
+                    s.prefetch(next.wrapping_add(p * self.columns + c));
+                }
             }
             let row: &[_; C] = &row[column..].as_chunks().0[0];
             let w: [_; H] = std::array::from_fn(|h| s.splat(weights[h][p]));

@@ -18,6 +18,7 @@ pub(crate) struct Set {
     pub(crate) rms_norm: unsafe fn(&[f32], usize, &[f32], f32, &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) exp: unsafe fn(&mut [f32]),
+    pub(crate) prefetch: unsafe fn(&[u8]),
     pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
 }
 
@@ -57,11 +58,15 @@ macro_rules! simd_set {
                 ops::exp_all($token, x);
             }
             $(#[$feature])*
+            fn prefetch(bytes: &[u8]) {
+                ops::prefetch($token, bytes);
+            }
+            $(#[$feature])*
             fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
                 attend($token, a, out, scratch);
             }
             $crate::dispatch::Set {
-                name: $name, matmul_quantized, matmul_dense, quantize, rms_norm, silu_mul, exp, attention,
+                name: $name, matmul_quantized, matmul_dense, quantize, rms_norm, silu_mul, exp, prefetch, attention,
             }
         };
     };
@@ -94,7 +99,7 @@ pub enum KernelError {
 
 impl Kernels {
     /// Names of all sets, on any CPU, from plainest to best.
-    pub const NAMES: [&'static str; 3] = ["scalar", "neon", "avx2"];
+    pub const NAMES: [&'static str; 5] = ["scalar", "neon", "dotprod", "avx2", "avx512vnni"];
 
     /// The best set of this CPU.
     pub fn detect() -> Self {
@@ -110,7 +115,9 @@ impl Kernels {
         match name {
             "scalar" => Ok(scalar()),
             "neon" => neon().map_err(|missing| KernelError::Unsupported { name: "neon", missing }),
+            "dotprod" => dotprod().map_err(|missing| KernelError::Unsupported { name: "dotprod", missing }),
             "avx2" => avx2().map_err(|missing| KernelError::Unsupported { name: "avx2", missing }),
+            "avx512vnni" => avx512vnni().map_err(|missing| KernelError::Unsupported { name: "avx512vnni", missing }),
             _ => Err(KernelError::Unknown { name: name.to_owned() }),
         }
     }
@@ -202,6 +209,12 @@ impl Kernels {
         unsafe { (self.0.exp)(x) }
     }
 
+    /// Hints that `bytes` will be read soon, line by line.
+    pub fn prefetch(self, bytes: &[u8]) {
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.prefetch)(bytes) }
+    }
+
     /// Attention of one token's query heads of one GQA group; `out` is `[heads][head_dim]`.
     ///
     /// # Panics
@@ -255,6 +268,17 @@ fn avx2() -> Result<Kernels, &'static str> {
     Err("an x86-64 CPU")
 }
 
+/// The set, or the first feature that it misses.
+#[cfg(target_arch = "x86_64")]
+fn avx512vnni() -> Result<Kernels, &'static str> {
+    crate::avx512vnni::missing_feature().map_or(Ok(Kernels(&crate::avx512vnni::AVX512VNNI)), Err)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn avx512vnni() -> Result<Kernels, &'static str> {
+    Err("an x86-64 CPU")
+}
+
 /// The set, or what it misses.
 #[cfg(target_arch = "aarch64")]
 fn neon() -> Result<Kernels, &'static str> {
@@ -264,5 +288,17 @@ fn neon() -> Result<Kernels, &'static str> {
 /// The set, or what it misses.
 #[cfg(not(target_arch = "aarch64"))]
 fn neon() -> Result<Kernels, &'static str> {
+    Err("an AArch64 CPU")
+}
+
+/// The set, or what it misses.
+#[cfg(target_arch = "aarch64")]
+fn dotprod() -> Result<Kernels, &'static str> {
+    crate::dotprod::missing_feature().map_or(Ok(Kernels(&crate::dotprod::DOTPROD)), Err)
+}
+
+/// The set, or what it misses.
+#[cfg(not(target_arch = "aarch64"))]
+fn dotprod() -> Result<Kernels, &'static str> {
     Err("an AArch64 CPU")
 }

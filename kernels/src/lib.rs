@@ -35,14 +35,18 @@
 //!
 //! # Reading order
 //! [`format`](Format) and `pack` (the layout) · `activation` ([`QBlock`]) · `simd` (the sixteen lanes) · `ops` and
-//! `attention` (written once over those lanes) · `scalar` (the integer product as specified) · `avx2`, `neon` (the same
-//! product, fast) · `dispatch` (the table and the checks).
+//! `attention` (written once over those lanes) · `scalar` (the integer product as specified) · `avx2`, `avx512vnni`, `neon`,
+//! `dotprod` (the same product, fast) · `dispatch` (the table and the checks).
 
 mod activation;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
 mod dispatch;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
 mod format;
 mod math;
 mod matrix;

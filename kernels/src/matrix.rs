@@ -85,6 +85,11 @@ impl<'a> Matrix<'a> {
         self.format
     }
 
+    /// The packed bytes, row group after row group.
+    pub fn tiles(&self) -> &'a [u8] {
+        self.tiles
+    }
+
     /// Groups of 16 rows, the last one possibly padded.
     pub fn row_groups(&self) -> usize {
         self.rows.div_ceil(ROW_GROUP)

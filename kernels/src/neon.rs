@@ -1,5 +1,5 @@
-//! The NEON set, for any AArch64 CPU: sixteen lanes as four q registers, and its products in `neon/product.rs`. NEON is part
-//! of the architecture's baseline, so its token needs no proof.
+//! The NEON set, for any AArch64 CPU: sixteen lanes as four q registers, and its products in `neon/rows.rs` and
+//! `neon/product.rs`. NEON is part of the architecture's baseline, so its token needs no proof.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -11,6 +11,7 @@ use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd};
 
 mod product;
+pub(crate) mod rows;
 
 simd_set! {
     /// For every AArch64 CPU; uses nothing beyond ARMv8.0.
@@ -33,7 +34,7 @@ macro_rules! neon {
     }};
 }
 
-use neon;
+pub(crate) use neon;
 
 /// Four f16 to f32. As `asm!`, because the intrinsic's type is not stable.
 #[inline(always)]
@@ -43,12 +44,20 @@ fn widen_f16(x: uint16x4_t) -> float32x4_t {
     out
 }
 
+/// The upper four of eight f16 to f32.
+#[inline(always)]
+fn widen_high_f16(x: uint16x8_t) -> float32x4_t {
+    let out: float32x4_t;
+    neon!(asm!("fcvtl2 {out:v}.4s, {x:v}.8h", out = lateout(vreg) out, x = in(vreg) x, options(pure, nomem, nostack)));
+    out
+}
+
 /// Eight f16 to f32.
 #[inline(always)]
 fn widen_eight_f16(x: uint8x16_t) -> [float32x4_t; 2] {
     neon!({
         let x = vreinterpretq_u16_u8(x);
-        [widen_f16(vget_low_u16(x)), widen_f16(vget_high_u16(x))]
+        [widen_f16(vget_low_u16(x)), widen_high_f16(x)]
     })
 }
 

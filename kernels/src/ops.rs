@@ -11,6 +11,9 @@ use crate::simd::{LANES, Simd, exp};
 /// Blocks whose largest magnitude is below this are zero: 2^-100.
 const ZERO_BELOW: f32 = 7.888_609e-31;
 
+/// What one prefetch brings in at least, bytes.
+const CACHE_LINE_BYTES: usize = 64;
+
 /// Up to sixteen values, the missing ones zero.
 #[inline(always)]
 fn load_part<S: Simd>(s: S, x: &[f32]) -> S::V {
@@ -49,6 +52,7 @@ pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: &mut [QBlock]) {
         let (q, _) = out.q.as_chunks_mut::<LANES>();
         out.sum = s.quantize(low, inv, &mut q[0]) + s.quantize(high, inv, &mut q[1]);
         out.d = largest / 127.0;
+        out.d_sum = out.d * out.sum as f32;
     }
 }
 
@@ -81,6 +85,13 @@ pub(crate) fn silu_mul<S: Simd>(s: S, gate: &mut [f32], up: &[f32]) {
 pub(crate) fn exp_all<S: Simd>(s: S, x: &mut [f32]) {
     for x in x.chunks_mut(LANES) {
         store_part(s, exp(s, load_part(s, x)), x);
+    }
+}
+
+#[inline(always)]
+pub(crate) fn prefetch<S: Simd>(s: S, bytes: &[u8]) {
+    for line in bytes.chunks(CACHE_LINE_BYTES) {
+        s.prefetch(line.as_ptr());
     }
 }
 
@@ -135,41 +146,64 @@ fn dense_groups<S: Simd, D: Dense>(s: S, w: &Matrix<'_>, groups: Range<usize>, x
     }
     let row = x.len() / n;
     let (mut groups, mut out) = (groups, out.as_chunks_mut::<ROW_GROUP>().0);
-    if n == 1 {
-        // One chain of additions a group is bound by latency: four groups at a time.
-        while groups.len() >= 4 {
-            let (four, rest) = out.split_at_mut(4);
-            let views: [_; 4] = std::array::from_fn(|i| D::columns(w.group(groups.start + i)));
-            dense_micro::<S, D, 4, 1>(s, views, [x], four);
-            groups.start += 4;
-            out = rest;
-        }
-    }
-    for (group, mut out) in groups.zip(out.chunks_exact_mut(n)) {
-        let view = [D::columns(w.group(group))];
-        let mut rows = x.chunks_exact(row.max(1));
-        while let [_, _, _, _, ..] = out {
-            let (four, rest) = out.split_at_mut(4);
-            let x = std::array::from_fn(|_| rows.next().unwrap_or_default());
-            dense_micro::<S, D, 1, 4>(s, view, x, four);
-            out = rest;
-        }
-        for out in out.chunks_exact_mut(1) {
-            dense_micro::<S, D, 1, 1>(s, view, [rows.next().unwrap_or_default()], out);
-        }
-    }
+    // One chain of additions a group is bound by latency: several groups at a time, as many as there are registers for.
+    (groups, out) = match (n, S::MANY_REGISTERS) {
+        (1, true) => dense_bundles::<S, D, 8>(s, w, groups, x, row, out),
+        (1, false) => dense_bundles::<S, D, 4>(s, w, groups, x, row, out),
+        (_, true) => dense_bundles::<S, D, 2>(s, w, groups, x, row, out),
+        (_, false) => (groups, out),
+    };
+    dense_bundles::<S, D, 1>(s, w, groups, x, row, out);
 }
 
-/// `G` row groups × `T` rows of activations; `out[g * T + t]`.
+/// Bundles of `G` row groups; returns the groups that make no whole bundle, and their place.
+#[inline(always)]
+fn dense_bundles<'a, S: Simd, D: Dense, const G: usize>(
+    s: S,
+    w: &Matrix<'_>,
+    mut groups: Range<usize>,
+    x: &[f32],
+    row: usize,
+    out: &'a mut [[f32; LANES]],
+) -> (Range<usize>, &'a mut [[f32; LANES]]) {
+    let n = out.len() / groups.len().max(1);
+    let mut bundles = out.chunks_exact_mut((G * n).max(1));
+    for out in &mut bundles {
+        let view = std::array::from_fn(|g| D::columns(w.group(groups.start + g)));
+        let rows = |t: usize| &x[t * row..][..row];
+        let mut t = 0;
+        if S::MANY_REGISTERS && G <= 2 {
+            while t + 8 <= n {
+                dense_micro::<S, D, G, 8>(s, view, std::array::from_fn(|i| rows(t + i)), &mut out[t..], n);
+                t += 8;
+            }
+        }
+        if G <= 2 {
+            while t + 4 <= n {
+                dense_micro::<S, D, G, 4>(s, view, std::array::from_fn(|i| rows(t + i)), &mut out[t..], n);
+                t += 4;
+            }
+        }
+        while t < n {
+            dense_micro::<S, D, G, 1>(s, view, [rows(t)], &mut out[t..], n);
+            t += 1;
+        }
+        groups.start += G;
+    }
+    (groups, bundles.into_remainder())
+}
+
+/// `G` row groups × `T` rows of activations; `out[g * n + t]`.
 #[inline(always)]
 fn dense_micro<S: Simd, D: Dense, const G: usize, const T: usize>(
     s: S,
     w: [&[D::Column]; G],
     x: [&[f32]; T],
     out: &mut [[f32; LANES]],
+    n: usize,
 ) {
     let k_len = w[0].len();
-    assert!(w.iter().all(|w| w.len() == k_len) && x.iter().all(|x| x.len() == k_len) && out.len() == G * T);
+    assert!(w.iter().all(|w| w.len() == k_len) && x.iter().all(|x| x.len() == k_len));
     let mut acc = [[s.splat(0.0); T]; G];
     for k in 0..k_len {
         for g in 0..G {
@@ -181,7 +215,7 @@ fn dense_micro<S: Simd, D: Dense, const G: usize, const T: usize>(
     }
     for g in 0..G {
         for t in 0..T {
-            s.store(acc[g][t], &mut out[g * T + t]);
+            s.store(acc[g][t], &mut out[g * n + t]);
         }
     }
 }

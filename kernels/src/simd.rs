@@ -13,6 +13,8 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Simd: Copy {
     /// Sixteen f32.
     type V: Copy;
+    /// Whether there are registers for some twenty `V`, not some eight: how many sums are in hand at once, never their order.
+    const MANY_REGISTERS: bool = false;
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
     fn load_f16(self, x: &[u16; LANES]) -> Self::V;

@@ -2,11 +2,11 @@
 //! Next on the data's way: `client::http`.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use super::http::{Question, ask_streaming, ask_whole};
-use super::{ClientError, terminal_safe};
+use super::http::{Ended, ask_streaming, ask_whole};
+use super::{ClientError, TalkArgs, terminal_safe};
 use crate::wire::Message;
 
 /// Asks one question and prints the answer as it comes.
@@ -14,24 +14,9 @@ use crate::wire::Message;
 pub struct AskArgs {
     /// The question; read from standard input if absent
     pub question: Option<String>,
-    /// The daemon's socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock, /run/hearth/hearth.sock]
-    #[arg(long, value_name = "PATH", conflicts_with = "model")]
-    pub socket: Option<PathBuf>,
-    /// Load this model in this process instead of asking a daemon
-    #[arg(long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Instruction before the conversation
-    #[arg(long, value_name = "TEXT")]
-    pub system: Option<String>,
-    /// Length of the answer in tokens
-    #[arg(long, value_name = "N")]
-    pub max_tokens: Option<usize>,
-    /// From 0 (always the same answer) to 2
-    #[arg(long, value_name = "T")]
-    pub temperature: Option<f32>,
-    /// Seed of the draw
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    /// Whom to ask, and how.
+    #[command(flatten)]
+    pub talk: TalkArgs,
     /// Print the daemon's whole answer as one line of JSON
     #[arg(long)]
     pub json: bool,
@@ -52,10 +37,13 @@ pub fn ask_over(socket: &Path, args: &AskArgs) -> Result<(), ClientError> {
     };
     let mut out = io::stdout();
     let terminal = out.is_terminal();
-    ask_to(socket, args, text.trim(), terminal, &mut out)
+    if ask_to(socket, args, text.trim(), terminal, &mut out)? == Ended::Length {
+        eprintln!("hearth: {}", args.talk.cut());
+    }
+    Ok(())
 }
 
-/// Asks `text` and writes the answer to `out`, which may be a terminal.
+/// Asks `text` and writes the answer to `out`, which may be a terminal; how it ended.
 ///
 /// # Errors
 /// See [`ClientError`].
@@ -65,19 +53,23 @@ pub fn ask_to(
     text: &str,
     terminal: bool,
     out: &mut dyn Write,
-) -> Result<(), ClientError> {
+) -> Result<Ended, ClientError> {
     if text.is_empty() {
         return Err(ClientError::NoQuestion);
     }
-    let mut messages: Vec<Message> = args.system.iter().map(Message::system).collect();
+    let mut messages: Vec<Message> = args.talk.system.iter().map(Message::system).collect();
     messages.push(Message::user(text));
-    let question = Question { messages, max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
+    let question = args.talk.question(messages);
     let never = AtomicBool::new(false);
     if args.json {
         let whole = ask_whole(socket, &question, &never)?;
-        return writeln!(out, "{whole}").map_err(ClientError::Output);
+        let cut = whole["choices"][0]["finish_reason"] == "length";
+        writeln!(out, "{whole}").map_err(ClientError::Output)?;
+        return Ok(if cut { Ended::Length } else { Ended::Whole });
     }
     let mut write = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(ClientError::Output);
-    ask_streaming(socket, &question, &never, |text| if terminal { write(&terminal_safe(text)) } else { write(text) })?;
-    write("\n")
+    let on_text = |text: &str| if terminal { write(&terminal_safe(text)) } else { write(text) };
+    let ended = ask_streaming(socket, &question, &never, on_text)?;
+    write("\n")?;
+    Ok(ended)
 }

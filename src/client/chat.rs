@@ -2,7 +2,7 @@
 //! Next on the data's way: `client::http`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,31 +11,16 @@ use rustyline::history::MemHistory;
 use rustyline::{Config, Editor};
 use signal_hook::consts::SIGINT;
 
-use super::http::{Ended, Question, ask_streaming};
-use super::{ClientError, terminal_safe};
+use super::http::{Ended, ask_streaming};
+use super::{ClientError, TalkArgs, terminal_safe};
 use crate::wire::Message;
 
 /// Talks with the model: the conversation is kept until /reset.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ChatArgs {
-    /// The daemon's socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock, /run/hearth/hearth.sock]
-    #[arg(long, value_name = "PATH", conflicts_with = "model")]
-    pub socket: Option<PathBuf>,
-    /// Load this model in this process instead of asking a daemon
-    #[arg(long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Instruction before the conversation
-    #[arg(long, value_name = "TEXT")]
-    pub system: Option<String>,
-    /// Length of each answer in tokens
-    #[arg(long, value_name = "N")]
-    pub max_tokens: Option<usize>,
-    /// From 0 (always the same answer) to 2
-    #[arg(long, value_name = "T")]
-    pub temperature: Option<f32>,
-    /// Seed of the draw
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    /// Whom to talk with, and how.
+    #[command(flatten)]
+    pub talk: TalkArgs,
 }
 
 /// `hearth chat` with the daemon at `socket`.
@@ -112,7 +97,7 @@ struct Talk<'a> {
 
 impl<'a> Talk<'a> {
     fn new(socket: &'a Path, args: &'a ChatArgs, cancel: &'a AtomicBool) -> Self {
-        Self { socket, args, cancel, messages: args.system.iter().map(Message::system).collect() }
+        Self { socket, args, cancel, messages: args.talk.system.iter().map(Message::system).collect() }
     }
 
     /// What one typed line does.
@@ -132,12 +117,7 @@ impl<'a> Talk<'a> {
 
     fn question(&mut self, text: &str, out: &mut dyn Write) -> Result<(), ClientError> {
         self.messages.push(Message::user(text));
-        let question = Question {
-            messages: self.messages.clone(),
-            max_tokens: self.args.max_tokens,
-            temperature: self.args.temperature,
-            seed: self.args.seed,
-        };
+        let question = self.args.talk.question(self.messages.clone());
         self.cancel.store(false, Ordering::Relaxed);
         let mut answer = String::new();
         let ended = ask_streaming(self.socket, &question, self.cancel, |text| {
@@ -158,14 +138,11 @@ impl<'a> Talk<'a> {
         } else {
             self.messages.push(Message::assistant(answer));
         }
-        say(
-            out,
-            match ended {
-                Ended::Whole => "\n",
-                Ended::Length => "\n[cut: the answer's length is reached]\n",
-                Ended::Cancelled => "\n[cancelled]\n",
-            },
-        )
+        say(out, if ended == Ended::Cancelled { "\n[cancelled]\n" } else { "\n" })?;
+        if ended == Ended::Length {
+            eprintln!("hearth: {}", self.args.talk.cut());
+        }
+        Ok(())
     }
 }
 

@@ -8,8 +8,56 @@ pub mod http;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use self::http::Question;
+use crate::wire::Message;
+
 pub use self::ask::{AskArgs, ask_over, ask_to};
 pub use self::chat::{ChatArgs, chat_lines, chat_over};
+
+/// Tokens of an answer where nobody says otherwise: a small model that chooses the likeliest token may go on for ever.
+pub const DEFAULT_MAX_TOKENS: usize = 512;
+
+/// The flags that `ask` and `chat` share.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TalkArgs {
+    /// The daemon's socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock, /run/hearth/hearth.sock]
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    pub socket: Option<PathBuf>,
+    /// Load this model in this process instead of asking a daemon
+    #[arg(long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Instruction before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens an answer may have; where the context ends before, it is cut there
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
+    pub max_tokens: usize,
+    /// From 0 (always the same answer) to 2 [default: the daemon's]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Seed of the draw
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl Default for TalkArgs {
+    /// What a command line without any of the flags gives.
+    fn default() -> Self {
+        let max_tokens = DEFAULT_MAX_TOKENS;
+        Self { socket: None, model: None, system: None, max_tokens, temperature: None, seed: None }
+    }
+}
+
+impl TalkArgs {
+    fn question(&self, messages: Vec<Message>) -> Question {
+        Question { messages, max_tokens: Some(self.max_tokens), temperature: self.temperature, seed: self.seed }
+    }
+
+    /// What to say of an answer that has its greatest length.
+    fn cut(&self) -> String {
+        format!("the answer was cut at --max-tokens {}, or at the context's end", self.max_tokens)
+    }
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +121,7 @@ pub fn default_socket() -> PathBuf {
 /// # Errors
 /// See [`ClientError`].
 pub fn ask(args: &AskArgs) -> Result<(), ClientError> {
-    ask_over(&socket_of(args.socket.as_deref()), args)
+    ask_over(&socket_of(args.talk.socket.as_deref()), args)
 }
 
 /// `hearth chat` against a daemon that runs already.
@@ -81,7 +129,7 @@ pub fn ask(args: &AskArgs) -> Result<(), ClientError> {
 /// # Errors
 /// See [`ClientError`].
 pub fn chat(args: &ChatArgs) -> Result<(), ClientError> {
-    chat_over(&socket_of(args.socket.as_deref()), args)
+    chat_over(&socket_of(args.talk.socket.as_deref()), args)
 }
 
 /// An answer as a terminal may see it: control characters but line feeds and tabs go, so that no model can send it an

@@ -209,6 +209,8 @@ impl<'m> Engine<'m> {
     /// Runs one step: at most two events a sequence go to `emit`.
     pub fn step(&mut self, emit: &mut dyn FnMut(Event)) {
         self.end_cancelled(emit);
+        let lent: usize = self.buffers.tables.iter().map(|table| table.blocks().len()).sum();
+        assert_eq!(lent + self.cache.free_blocks(), self.cache.blocks(), "KV blocks lent and free");
         self.plan();
         if self.buffers.rows.is_empty() {
             return;
@@ -232,28 +234,8 @@ impl<'m> Engine<'m> {
     pub fn run(mut self, mut end: EngineEnd<'_>) {
         self.workers.pin_caller();
         let events_a_step = 2 * self.capacity.sequences;
-        loop {
-            let mut refused = 0;
-            while self.free_sequences() > 0 && end.event_room() > 0 {
-                let Some(job) = end.next_job() else { break };
-                if let Err(error) = self.admit(job) {
-                    // The I/O thread checks every one of these before it submits.
-                    log::error!("job refused: {error}");
-                    refused += 1;
-                    let job = error.into_job();
-                    let finished = Event::Finished {
-                        job,
-                        reason: FinishReason::Cancelled,
-                        completion_tokens: 0,
-                        logits_hash: None,
-                    };
-                    // Room for it was checked above.
-                    let _ = end.emit(finished);
-                }
-            }
-            if refused > 0 {
-                end.ring();
-            }
+        while !end.abandoned() {
+            self.take_jobs(&mut end);
             if self.is_idle() {
                 if end.stopping() {
                     return;
@@ -271,6 +253,31 @@ impl<'m> Engine<'m> {
                 // Room for a whole step's events was checked above.
                 let _ = end.emit(event);
             });
+            end.ring();
+        }
+    }
+
+    /// Gives back waiting jobs that are no longer wanted, then begins jobs while sequences are free.
+    fn take_jobs(&mut self, end: &mut EngineEnd<'_>) {
+        let mut given_back = false;
+        while end.event_room() > 0 {
+            let (job, reason) = match end.next_cancelled() {
+                Some(job) => (job, FinishReason::Cancelled),
+                None => {
+                    if self.free_sequences() == 0 {
+                        break;
+                    }
+                    let Some(job) = end.next_job() else { break };
+                    let Err(refused) = self.admit(job) else { continue };
+                    log::error!("job refused: {refused}");
+                    (refused.into_job(), FinishReason::Refused)
+                }
+            };
+            // Room for it was checked above.
+            let _ = end.emit(Event::Finished { job, reason, completion_tokens: 0, logits_hash: None });
+            given_back = true;
+        }
+        if given_back {
             end.ring();
         }
     }
@@ -326,7 +333,8 @@ impl<'m> Engine<'m> {
             return self.finish(slot, FinishReason::Stop, emit);
         }
         generated.push(token);
-        emit(Event::Token { id: sequence.job.id, token });
+        let logits_hash = sequence.hash.as_ref().map(Xxh3::digest);
+        emit(Event::Token { id: sequence.job.id, token, logits_hash });
         let positions = sequence.job.prompt.len() + generated.len();
         if generated.len() >= sequence.job.max_tokens || positions >= self.capacity.ctx {
             self.finish(slot, FinishReason::Length, emit);

@@ -3,20 +3,24 @@
 //! I/O thread: [`EngineLink`] submits jobs and drains events. Engine thread: [`EngineEnd`] takes jobs and emits events.
 //! Each side wakes the other: the engine is parked (`std::thread::park`), the I/O thread sleeps in epoll on an eventfd.
 //! A job's heap memory is made by the I/O thread and goes back to it in [`Event::Finished`]: the engine frees nothing.
+//! A side that goes away without a word, by a panic, is noticed by the other, which ends too.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::Thread;
 
+use heapless::Deque;
 use heapless::spsc::{Consumer, Producer, Queue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::sampler::SamplingParams;
 use crate::text::TokenId;
 
-/// Jobs that may wait between the I/O thread and the engine (ring slots; one stays empty).
-pub const COMMAND_RING_SLOTS: usize = 33;
+/// Jobs that may wait for a sequence, on their way to the engine or with it.
+pub const WAITING_JOBS: usize = 32;
+/// Slots of the ring of jobs; one stays empty.
+const COMMAND_RING_SLOTS: usize = WAITING_JOBS + 1;
 /// Events that may wait between the engine and the I/O thread (ring slots; one stays empty).
 pub const EVENT_RING_SLOTS: usize = 1025;
 
@@ -60,6 +64,9 @@ pub enum FinishReason {
     Cancelled,
     /// The logits were not finite: a damaged model.
     NonFinite,
+    /// The engine cannot run the job: its prompt is empty, too long, or not in the vocabulary. The I/O thread checks before it
+    /// submits, so this is a defect, and logged as one.
+    Refused,
 }
 
 /// What the engine tells the I/O thread.
@@ -71,6 +78,8 @@ pub enum Event {
         id: RequestId,
         /// The token.
         token: TokenId,
+        /// As in [`Event::Finished`], up to and with this token's step: what the hash is if the answer ends here.
+        logits_hash: Option<u64>,
     },
     /// The sequence has ended and its memory is free again.
     Finished {
@@ -92,11 +101,15 @@ pub struct Rings {
     events: Queue<Event, EVENT_RING_SLOTS>,
 }
 
-/// Shared wake-up of the I/O thread and the request to stop.
+/// What both threads see beside the rings: the I/O thread's wake-up, the request to stop, how many jobs wait, and who is gone.
 #[derive(Debug)]
 struct Bell {
     io: EventFd,
     shutdown: AtomicBool,
+    /// Jobs submitted and neither begun nor given back.
+    waiting: AtomicUsize,
+    io_gone: AtomicBool,
+    engine_gone: AtomicBool,
 }
 
 impl Rings {
@@ -113,11 +126,14 @@ impl Rings {
         let bell = Arc::new(Bell {
             io: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             shutdown: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            io_gone: AtomicBool::new(false),
+            engine_gone: AtomicBool::new(false),
         });
         let (command_tx, command_rx) = self.commands.split();
         let (event_tx, event_rx) = self.events.split();
         Ok((
-            EngineEnd { commands: command_rx, events: event_tx, bell: Arc::clone(&bell) },
+            EngineEnd { commands: command_rx, line: Deque::new(), events: event_tx, bell: Arc::clone(&bell) },
             UnboundLink { commands: command_tx, events: event_rx, bell },
         ))
     }
@@ -149,19 +165,25 @@ impl EngineLink<'_> {
     /// Hands a job to the engine.
     ///
     /// # Errors
-    /// The ring is full: the job comes back; answer 429 / `busy`.
+    /// [`WAITING_JOBS`] wait already: the job comes back; answer 429 / `busy`.
     pub fn submit(&mut self, job: Box<Job>) -> Result<(), Box<Job>> {
+        // The engine only lowers the count, so what is seen here is no smaller than the truth.
+        if self.waiting() >= WAITING_JOBS {
+            return Err(job);
+        }
+        self.bell.waiting.fetch_add(1, Ordering::Relaxed);
+        // The count leaves a free slot in the ring.
         self.commands.enqueue(job)?;
         self.engine.unpark();
         Ok(())
     }
 
-    /// Jobs handed over that the engine has not taken yet.
+    /// Jobs handed over that have not begun.
     pub fn waiting(&self) -> usize {
-        self.commands.len()
+        self.bell.waiting.load(Ordering::Relaxed)
     }
 
-    /// The next event, if there is one. Clears the eventfd first, so that no wake-up is lost.
+    /// The next event, if there is one. Call [`EngineLink::clear`] before the first of a round, so that no wake-up is lost.
     pub fn next_event(&mut self) -> Option<Event> {
         let event = self.events.dequeue();
         if event.is_some() {
@@ -190,19 +212,65 @@ impl EngineLink<'_> {
         self.bell.shutdown.store(true, Ordering::Release);
         self.engine.unpark();
     }
+
+    /// Whether the engine's thread has ended: no event comes after those that are in the ring now.
+    pub fn engine_gone(&self) -> bool {
+        self.bell.engine_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EngineLink<'_> {
+    /// Nobody takes events any more: the engine ends after its step.
+    fn drop(&mut self) {
+        self.bell.io_gone.store(true, Ordering::Release);
+        self.shutdown();
+    }
 }
 
 /// The engine thread's side.
 pub struct EngineEnd<'r> {
     commands: Consumer<'r, Box<Job>>,
+    /// Jobs taken from the ring that wait for a sequence, oldest first.
+    line: Deque<Box<Job>, WAITING_JOBS>,
     events: Producer<'r, Event>,
     bell: Arc<Bell>,
 }
 
 impl EngineEnd<'_> {
-    /// The next job, if one waits.
+    /// The oldest waiting job.
     pub fn next_job(&mut self) -> Option<Box<Job>> {
-        self.commands.dequeue()
+        self.collect();
+        let job = self.line.pop_front()?;
+        self.bell.waiting.fetch_sub(1, Ordering::Relaxed);
+        Some(job)
+    }
+
+    /// The oldest waiting job that is no longer wanted: it leaves the line at once, not when its turn comes.
+    pub fn next_cancelled(&mut self) -> Option<Box<Job>> {
+        self.collect();
+        if !self.line.iter().any(|job| job.is_cancelled()) {
+            return None;
+        }
+        let mut found = None;
+        for _ in 0..self.line.len() {
+            let Some(job) = self.line.pop_front() else { break };
+            if found.is_none() && job.is_cancelled() {
+                found = Some(job);
+            } else {
+                // As many went in as came out.
+                let _ = self.line.push_back(job);
+            }
+        }
+        self.bell.waiting.fetch_sub(usize::from(found.is_some()), Ordering::Relaxed);
+        found
+    }
+
+    /// Takes what the I/O thread handed over into the line; `waiting` never lets in more than it holds.
+    fn collect(&mut self) {
+        while !self.line.is_full() {
+            let Some(job) = self.commands.dequeue() else { return };
+            let _ = self.line.push_back(job);
+        }
     }
 
     /// Events that fit before the ring is full.
@@ -227,5 +295,87 @@ impl EngineEnd<'_> {
     /// Whether the I/O thread asked the engine to stop.
     pub fn stopping(&self) -> bool {
         self.bell.shutdown.load(Ordering::Acquire)
+    }
+
+    /// Whether the I/O thread is gone: whatever is under way, nobody waits for it.
+    pub fn abandoned(&self) -> bool {
+        self.bell.io_gone.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for EngineEnd<'_> {
+    /// Wakes the I/O thread, which would wait for ever for an engine that panicked.
+    fn drop(&mut self) {
+        self.bell.engine_gone.store(true, Ordering::Release);
+        self.ring();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn job(id: RequestId) -> Box<Job> {
+        Box::new(Job {
+            id,
+            prompt: vec![TokenId(0)],
+            sampling: SamplingParams::default(),
+            max_tokens: 1,
+            ignore_eos: false,
+            logits_hash: false,
+            cancel: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn as_many_jobs_wait_as_promised_and_a_cancelled_one_makes_room() {
+        let mut rings = Rings::new();
+        let (mut end, link) = rings.split().unwrap();
+        let mut link = link.bind(std::thread::current());
+        let mut cancels = vec![];
+        for id in 0..WAITING_JOBS as u64 {
+            let job = job(id);
+            cancels.push(Arc::clone(&job.cancel));
+            link.submit(job).unwrap();
+            if id == 10 {
+                assert!(end.next_cancelled().is_none(), "some are in the line, some in the ring");
+            }
+        }
+        assert_eq!(link.submit(job(99)).unwrap_err().id, 99);
+        cancels[20].store(true, Ordering::Release);
+        cancels[3].store(true, Ordering::Release);
+        let cancelled: Vec<_> = std::iter::from_fn(|| end.next_cancelled()).map(|job| job.id).collect();
+        assert_eq!(cancelled, [3, 20]);
+        link.submit(job(100)).unwrap();
+        link.submit(job(101)).unwrap();
+        assert!(link.submit(job(102)).is_err());
+        let order: Vec<_> = std::iter::from_fn(|| end.next_job()).map(|job| job.id).collect();
+        let mut expected: Vec<_> = (0..WAITING_JOBS as u64).filter(|id| ![3, 20].contains(id)).collect();
+        expected.extend([100, 101]);
+        assert_eq!((order, link.waiting()), (expected, 0));
+    }
+
+    #[test]
+    fn events_wait_up_to_the_rings_size_and_ring_the_bell() {
+        let mut rings = Rings::new();
+        let (mut end, link) = rings.split().unwrap();
+        let mut link = link.bind(std::thread::current());
+        let event = |id| Event::Token { id, token: TokenId(7), logits_hash: None };
+        let room = end.event_room();
+        for id in 0..room as u64 {
+            end.emit(event(id)).unwrap();
+        }
+        assert_eq!((end.event_room(), end.emit(event(0)).is_err()), (0, true));
+        let ready = |link: &EngineLink<'_>| {
+            let mut fds = [nix::poll::PollFd::new(link.event_fd(), nix::poll::PollFlags::POLLIN)];
+            nix::poll::poll(&mut fds, 0u8).unwrap() == 1
+        };
+        assert!(!ready(&link));
+        end.ring();
+        assert!(ready(&link));
+        link.clear();
+        let drained = std::iter::from_fn(|| link.next_event()).count();
+        assert_eq!((drained, ready(&link), end.event_room()), (room, false, room));
     }
 }

@@ -39,6 +39,8 @@ const REDUNDANT_ROWS: usize = 4;
 const RESIDUAL_GROUPS: usize = 2;
 const FFN_GROUPS: usize = 2;
 const HEAD_GROUPS: usize = 16;
+/// Bytes of the next operation's weights that a worker fetches before it waits: what the hardware needs to see the stream.
+const FETCH_BYTES: usize = 4096;
 
 /// Every buffer of a step, sized once.
 #[derive(Debug)]
@@ -241,7 +243,8 @@ pub fn forward(
     let attention = &mut scratch.attention[..hyper.q_rows() * n];
     let ffn = &mut scratch.ffn[..hyper.n_ff * n];
     let angles = &mut scratch.angles[..pairs * n];
-    let mut step = Step { n, kernels, workers, shared: &mut scratch.shared, scratch: &mut scratch.workers };
+    workers.begin_step(n <= REDUNDANT_ROWS);
+    let mut step = Step { n, kernels, workers, next: &[], shared: &mut scratch.shared, scratch: &mut scratch.workers };
 
     for (t, row) in rows.iter().enumerate() {
         step.embed(&model.weights.embeddings, row.token, t, x);
@@ -253,6 +256,7 @@ pub fn forward(
         let norm = Source::Norm { x, weight: &layer.attn_norm, eps: hyper.rms_eps };
         let [q, k, v] = &layer.qkv;
         let head_groups = hyper.head_dim / ROW_GROUP;
+        step.next = layer.attn_output.tiles();
         let rotated_heads = hyper.n_head + hyper.n_head_kv;
         step.product(norm, hyper.n_embd, &[q, k, v], qkv, head_groups, |call, input, _, head, out| {
             let groups = head * head_groups..(head + 1) * head_groups;
@@ -267,9 +271,11 @@ pub fn forward(
         step.store(hyper, cache, index, tables, rows, qkv);
         step.attend(hyper, cache, index, tables, rows, qkv, attention);
 
+        step.next = layer.gate.tiles();
         let source = Source::RowMajor(attention);
         step.residual(source, hyper.q_rows(), &layer.attn_output, x);
 
+        step.next = layer.down.tiles();
         let norm = Source::Norm { x, weight: &layer.ffn_norm, eps: hyper.rms_eps };
         step.product(
             norm,
@@ -286,6 +292,8 @@ pub fn forward(
                 call.kernels.silu_mul(gate, up);
             },
         );
+        step.next =
+            model.weights.layers.get(index + 1).map_or(model.weights.output.tiles(), |next| next.qkv[0].tiles());
         step.residual(Source::GroupMajor(ffn), hyper.n_ff, &layer.down, x);
     }
 
@@ -305,6 +313,7 @@ pub fn forward(
         }
     }
     step.n = outputs;
+    step.next = model.weights.layers.first().map_or(&[], |first| first.qkv[0].tiles());
     let head = &model.weights.output;
     let norm = Source::Norm { x: last, weight: &model.weights.output_norm, eps: hyper.rms_eps };
     let logits = &mut scratch.logits[..head.row_groups() * ROW_GROUP * outputs];
@@ -321,6 +330,8 @@ struct Step<'s> {
     n: usize,
     kernels: Kernels,
     workers: &'s mut Workers,
+    /// Weights of the operation after the one in hand.
+    next: &'s [u8],
     shared: &'s mut Input,
     scratch: &'s mut [WorkerScratch],
 }
@@ -362,6 +373,7 @@ impl Step<'_> {
         let needs = Needs::of(matrices);
         let call = Call { n, kernels };
         let chunk_len = groups * n * ROW_GROUP;
+        let fetch_next = fetch(kernels, self.next);
         if n <= REDUNDANT_ROWS {
             let prepare_all = |own: &mut WorkerScratch| {
                 for t in 0..n {
@@ -371,7 +383,7 @@ impl Step<'_> {
                     emit(kernels, needs, &own.work.values[..padded(width)], width, quantized, dense);
                 }
             };
-            self.workers.chunks(self.scratch, out, chunk_len, prepare_all, |own, index, out| {
+            self.workers.chunks(self.scratch, out, chunk_len, fetch_next, prepare_all, |own, index, out| {
                 body(call, &own.input, &mut own.work, index, out);
             });
             return;
@@ -382,6 +394,7 @@ impl Step<'_> {
                 self.scratch,
                 rows,
                 blocks_per_row(width),
+                |_, _| (),
                 |_| (),
                 |own, t, row| {
                     prepare(kernels, source, n, t, width, &mut own.work.values);
@@ -395,6 +408,7 @@ impl Step<'_> {
                 self.scratch,
                 rows,
                 padded(width),
+                |_, _| (),
                 |_| (),
                 |_, t, row| prepare(kernels, source, n, t, width, row),
             );
@@ -404,6 +418,7 @@ impl Step<'_> {
             self.scratch,
             out,
             chunk_len,
+            fetch_next,
             |_| (),
             |own, index, out| body(call, input, &mut own.work, index, out),
         );
@@ -455,7 +470,7 @@ impl Step<'_> {
                 store_plane(&mut self.scratch[0], kv_head, plane);
             }
         } else {
-            self.workers.chunks(self.scratch, cache.layer_mut(layer), plane_len, |_| (), store_plane);
+            self.workers.chunks(self.scratch, cache.layer_mut(layer), plane_len, |_, _| (), |_| (), store_plane);
         }
     }
 
@@ -475,6 +490,7 @@ impl Step<'_> {
         let head_dim = hyper.head_dim;
         let planes = cache.layer(layer);
         let scale = 1.0 / (head_dim as f32).sqrt();
+        let fetch_next = fetch(kernels, self.next);
         // A unit is the query heads of one kv head, which share its loads; single heads where there are too few units to go round.
         let per_unit = if n * hyper.n_head_kv >= 2 * self.workers.threads() { hyper.group_heads() } else { 1 };
         let units_per_row = hyper.n_head / per_unit;
@@ -482,6 +498,7 @@ impl Step<'_> {
             self.scratch,
             out,
             per_unit * head_dim,
+            fetch_next,
             |_| (),
             |own, unit, out| {
                 let (t, first_head) = (unit / units_per_row, unit % units_per_row * per_unit);
@@ -523,6 +540,14 @@ fn emit(kernels: Kernels, needs: Needs, row: &[f32], width: usize, quantized: &m
     }
     if needs.dense {
         dense.copy_from_slice(row);
+    }
+}
+
+/// What a worker does before it waits: it fetches the beginning of its share of `tiles`, the next operation's weights.
+fn fetch(kernels: Kernels, tiles: &[u8]) -> impl Fn(usize, usize) + Sync {
+    move |worker, of| {
+        let share = &tiles[tiles.len() * worker / of..];
+        kernels.prefetch(&share[..share.len().min(FETCH_BYTES)]);
     }
 }
 

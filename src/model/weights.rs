@@ -163,6 +163,7 @@ impl WeightLayout {
                 &mut errors,
                 out,
                 group_bytes,
+                |_, _| (),
                 |_| (),
                 |error, group, out| {
                     let first = group * ROW_GROUP;

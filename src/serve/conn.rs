@@ -12,9 +12,11 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{MsgFlags, recv};
 
 use crate::engine::queue::RequestId;
 use crate::sys::poll::Interest;
@@ -120,6 +122,22 @@ impl Conn {
     /// Input held, in bytes.
     pub(super) fn buffered(&self) -> usize {
         self.parser.buffered()
+    }
+
+    /// Since when nobody would miss this connection: between requests with nothing sent or received, or after its last answer.
+    pub(super) fn spare_since(&self) -> Option<Instant> {
+        let spare = match self.state {
+            State::Reading => !self.midway && self.out.is_empty() && !self.has_unread(),
+            State::Draining => self.lingering,
+            State::Closed => true,
+            State::Queued | State::Streaming => false,
+        };
+        spare.then_some(self.since)
+    }
+
+    /// Whether the peer sent what was not read yet.
+    fn has_unread(&self) -> bool {
+        matches!(recv(self.stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT), Ok(1..))
     }
 
     /// Drops what came in; nothing more is read from a connection whose last answer is given.
@@ -278,6 +296,11 @@ impl Conn {
             State::Queued | State::Streaming => true,
             State::Draining => !self.lingering,
         }
+    }
+
+    /// Whether output waits for the peer to read.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.state != State::Closed && !self.out.is_empty()
     }
 
     pub(super) fn interest(&self) -> Interest {

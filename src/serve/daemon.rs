@@ -4,7 +4,6 @@
 //! length of one client. Next on the data's way: [`super::run`], the I/O loop, and `engine::Engine::run`.
 
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -12,6 +11,7 @@ use std::sync::mpsc;
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
 use super::model_text::ModelText;
+use super::private::PrivateSocket;
 use super::{Defaults, ServeError, ServeSetup};
 use crate::engine::Engine;
 use crate::engine::queue::Rings;
@@ -142,8 +142,8 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
         max_tokens: args.max_tokens,
         date: args.capacity.date.clone(),
     };
-    let ready = || log::info!("ready: {}", socket.display());
-    serve(&args.model, &args.capacity, defaults, &socket, args.tty.as_deref(), None, Box::new(ready))
+    let ready = |socket: &Path| log::info!("ready: {}", socket.display());
+    serve(&args.model, &args.capacity, defaults, Some(&socket), args.tty.as_deref(), None, Box::new(ready))
 }
 
 /// Runs a daemon of its own for `model`, with one sequence, on a private socket, while `client` runs; then stops it.
@@ -151,48 +151,43 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
 /// # Errors
 /// The daemon cannot start, or its I/O loop failed.
 pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send) -> Result<R, DaemonError> {
-    let model = &ModelArgs { model: model.into(), threads: None, kernels: None };
+    let model = &ModelArgs { model: model.into(), threads: None, threads_batch: None, kernels: None };
     let capacity = &CapacityArgs { sequences: 1, touch: false, ..CapacityArgs::default() };
     log_to_stderr(LevelFilter::Warn);
     let io = |what: &str| {
         let what = what.to_owned();
         move |source| DaemonError::Io { what, source }
     };
-    let folder = std::env::temp_dir().join(format!("hearth-{}", std::process::id()));
-    std::fs::DirBuilder::new().mode(0o700).create(&folder).map_err(io(&folder.to_string_lossy()))?;
-    let socket = folder.join("hearth.sock");
     let (stop, stopped) = UnixStream::pair().map_err(io("a pair of sockets"))?;
-    let (tell_ready, is_ready) = mpsc::channel();
+    let (tell_ready, is_ready) = mpsc::channel::<PathBuf>();
     let result = std::thread::scope(|scope| {
-        let socket = &socket;
         let client = scope.spawn(move || {
             // Gone without a word: the daemon did not start, and its error is the answer.
-            let answer = is_ready.recv().ok().map(|()| client(socket));
+            let answer = is_ready.recv().ok().map(|socket| client(&socket));
             drop(stop);
             answer
         });
-        let ready = Box::new(move || {
+        let ready = Box::new(move |socket: &Path| {
             // The client may have gone already; then nobody waits for this.
-            let _ = tell_ready.send(());
+            let _ = tell_ready.send(socket.to_owned());
         });
-        let served = serve(model, capacity, Defaults::default(), socket, None, Some(stopped), ready);
+        let served = serve(model, capacity, Defaults::default(), None, None, Some(stopped), ready);
         let answer = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         served.map(|()| answer)
     });
-    // The socket is removed by the I/O loop; an error there leaves nothing that matters in a private folder.
-    let _ = std::fs::remove_dir_all(&folder);
     result?.ok_or_else(|| DaemonError::Usage("the daemon stopped before it was ready".into()))
 }
 
+/// `socket`: where to listen; `None` is a place that nobody else sees. `ready` is told where.
 #[allow(clippy::too_many_arguments)]
 fn serve(
     model: &ModelArgs,
     capacity: &CapacityArgs,
     defaults: Defaults,
-    socket: &Path,
+    socket: Option<&Path>,
     tty: Option<&Path>,
     stop: Option<UnixStream>,
-    ready: Box<dyn FnOnce() + Send + '_>,
+    ready: Box<dyn FnOnce(&Path) + Send + '_>,
 ) -> Result<(), DaemonError> {
     let wanted = Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS);
     let cpus = cpu::allowed_cpus();
@@ -228,6 +223,20 @@ fn serve(
             let io = io.spawn_scoped(scope, move || {
                 // The engine's thread is pinned; what it spawns would be, too.
                 cpu::allow(&cpus);
+                let private = match socket {
+                    Some(_) => None,
+                    None => Some(PrivateSocket::create().map_err(|source| {
+                        let what = format!("a folder in {}", std::env::temp_dir().display());
+                        DaemonError::Io { what, source }
+                    })?),
+                };
+                let socket =
+                    socket.map_or_else(|| private.as_ref().map(PrivateSocket::path), |path| Some(path.to_owned()));
+                let socket = &socket.unwrap_or_default();
+                let ready = Box::new(|| match &private {
+                    Some(private) => ready(&private.hide()),
+                    None => ready(socket),
+                });
                 let setup = ServeSetup {
                     socket,
                     tty,
@@ -239,11 +248,11 @@ fn serve(
                     stop,
                     ready,
                 };
-                super::run(setup, link)
+                Ok(super::run(setup, link)?)
             });
             let io = io.map_err(|source| DaemonError::Io { what: "the I/O thread".into(), source })?;
             engine.run(end);
-            Ok(io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?)
+            io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })
 }

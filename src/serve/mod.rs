@@ -11,6 +11,7 @@ pub mod conn;
 pub mod daemon;
 pub mod listener;
 pub mod model_text;
+mod private;
 mod server;
 pub mod text;
 pub mod tty;
@@ -29,7 +30,7 @@ use self::text::TextModel;
 use crate::engine::queue::EngineLink;
 use crate::sys::tty::TtyError;
 
-/// Connections at once; the next one gets 503. More than the engine's ring holds, so that a full ring is told as 429.
+/// Connections at once; the next one takes the place of the one idle longest, or gets 503 if none is. More than the engine's ring holds, so that a full ring is told as 429.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Input that all connections together may hold, in bytes; beyond, the one that holds most gets 503.
 pub const MAX_INPUT_BYTES: usize = 2 * 1024 * 1024;
@@ -71,6 +72,9 @@ pub enum ServeError {
     /// Signal handlers.
     #[error("taking over SIGTERM and SIGINT: {0}")]
     Signals(#[source] io::Error),
+    /// The engine ended before it was told to.
+    #[error("the engine ended by itself; this is a defect in hearth")]
+    EngineGone,
     /// The epoll set.
     #[error("waiting for clients: {0}")]
     Poll(#[from] Errno),

@@ -3,6 +3,7 @@
 
 use super::text::{AnswerText, TextModel};
 use crate::text::chat::{ChatInput, ChatTemplate};
+use crate::text::quote::quote;
 use crate::text::{Detokenizer, StopMatcher, TokenId, Vocab};
 use crate::wire::Message;
 
@@ -22,10 +23,19 @@ impl TextModel for ModelText<'_> {
                 "this model has no chat template; give one with --chat-template, or use /v1/completions".to_owned()
             );
         };
-        let messages = serde_json::to_value(messages).map_err(|e| e.to_string())?;
-        let input = ChatInput { date, ..ChatInput::new(&messages) };
+        let contents: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+        let quoted = quote(self.vocab, &contents).map_err(|e| e.to_string())?;
+        let mut value = serde_json::to_value(messages).map_err(|e| e.to_string())?;
+        for (i, text) in quoted.iter().flat_map(|quoted| &quoted.texts).enumerate() {
+            value[i]["content"] = text.as_str().into();
+        }
+        let input = ChatInput { date, ..ChatInput::new(&value) };
         let rendered = template.render(&input).map_err(|e| e.to_string())?;
-        let mut ids = self.vocab.encode(&rendered, false, true).map_err(|e| e.to_string())?;
+        let ids = match &quoted {
+            None => self.vocab.encode(&rendered, false, true),
+            Some(quoted) => self.vocab.encode_quoted(&rendered, quoted.mark),
+        };
+        let mut ids = ids.map_err(|e| e.to_string())?;
         // Some templates write the first token themselves, some leave it to the tokenizer; the model wants it once.
         if let Some(bos) = self.vocab.bos().filter(|_| self.vocab.add_bos())
             && ids.first() != Some(&bos)

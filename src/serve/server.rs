@@ -3,16 +3,18 @@
 
 mod answers;
 mod line;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::conn::{Conn, State};
 use super::listener::SocketFile;
@@ -34,8 +36,14 @@ const TTY: u64 = 4;
 /// Connections' keys count up from here and are never used twice.
 const FIRST_CONNECTION: u64 = 16;
 
+/// Connections taken in one round: bounds what a flood of them costs the streams that run.
+const ACCEPTS_PER_ROUND: usize = 8;
 /// After a stop at once the engine gets this long to give its jobs back.
 const LAST_JOBS_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the kernel does not take of the last answers within this time is lost.
+const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the last output is tried again, in milliseconds.
+const LAST_LOOK_MS: u8 = 20;
 /// Accepting rests this long when there are no descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -138,6 +146,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 self.dispatch(*event, now);
             }
             self.drain_engine(now);
+            if self.link.engine_gone() {
+                return Err(ServeError::EngineGone);
+            }
             self.sweep(now);
             if self.is_done(now) {
                 return Ok(());
@@ -269,8 +280,10 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         }
     }
 
+    /// Takes a few that wait, no more: the rest of a flood waits in the backlog while others are served.
     fn accept(&mut self, now: Instant) {
-        while let Some(socket) = &self.socket {
+        for _ in 0..ACCEPTS_PER_ROUND {
+            let Some(socket) = &self.socket else { return };
             let stream = match socket.accept() {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
@@ -280,7 +293,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                     return self.watch_listener(Interest::default());
                 }
             };
-            if self.conns.len() >= MAX_CONNECTIONS {
+            if self.conns.len() >= MAX_CONNECTIONS && !self.evict() {
                 turn_away(stream);
                 continue;
             }
@@ -291,6 +304,17 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 self.conns.insert(key, conn);
             }
         }
+    }
+
+    /// Makes room by closing the connection that has been of no use for the longest time. False: all of them are at work.
+    fn evict(&mut self) -> bool {
+        let spare = self.conns.iter().filter_map(|(&key, conn)| Some((conn.spare_since()?, key)));
+        let Some((_, key)) = spare.min() else {
+            return false;
+        };
+        log::debug!("an idle connection makes room for a new one");
+        self.drop_conn(key);
+        true
     }
 
     fn watch_listener(&self, interest: Interest) {
@@ -373,32 +397,44 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         }
     }
 
-    /// Cancels what still runs, tells its clients, and waits for the engine to give the jobs back: an engine with a full ring
-    /// could not end.
+    /// Ends what still runs, tells its clients, and waits for the engine to give the jobs back: an engine with a full ring could
+    /// not end. The clients do not wait for the engine, whose step may be long.
     fn take_jobs_back(&mut self) {
-        for running in self.running.values() {
-            running.cancel.store(true, Ordering::Release);
+        let now = Instant::now();
+        // What the engine has ended by now ends as it should.
+        self.drain_engine(now);
+        let why = match self.link.engine_gone() {
+            true => Reject::internal("the engine failed before the answer's end"),
+            false => Reject::unavailable("the daemon stopped before the answer's end"),
+        };
+        let ids: Vec<RequestId> = self.running.keys().copied().collect();
+        for id in ids {
+            self.end_early(id, Err(&why), now);
         }
-        self.link.nudge();
-        let until = Instant::now() + LAST_JOBS_TIMEOUT;
-        while !self.running.is_empty() {
+        let (jobs_until, output_until) = (now + LAST_JOBS_TIMEOUT, now + LAST_OUTPUT_TIMEOUT);
+        loop {
             let now = Instant::now();
-            let left = until.saturating_duration_since(now);
+            let unsent = self.flush_all(now) && now < output_until;
+            let jobs = !self.running.is_empty() && !self.link.engine_gone() && now < jobs_until;
+            if !unsent && !jobs {
+                return;
+            }
             // The engine's descriptor alone: clients that talk on must not keep the loop awake.
             let mut fds = [PollFd::new(self.link.event_fd(), PollFlags::POLLIN)];
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            if left.is_zero() || matches!(poll(&mut fds, timeout), Err(e) if e != Errno::EINTR) {
-                break;
+            if matches!(poll(&mut fds, LAST_LOOK_MS), Err(e) if e != Errno::EINTR) {
+                return;
             }
             self.drain_engine(now);
         }
-        let now = Instant::now();
+    }
+
+    /// Hands out what waits; whether something still does.
+    fn flush_all(&mut self, now: Instant) -> bool {
         for conn in self.conns.values_mut() {
             conn.flush(now);
         }
-        if let Some(tty) = &mut self.tty {
-            tty.flush();
-        }
+        let tty = self.tty.as_mut().is_some_and(|tty| tty.flush() && tty.has_output());
+        tty || self.conns.values().any(Conn::has_unsent)
     }
 
     fn next_deadline(&self) -> Option<Instant> {

@@ -7,7 +7,7 @@ use crate::wire::Message;
 /// Text to tokens and back, for one loaded model.
 pub trait TextModel {
     /// Renders a conversation through the chat template, up to where the assistant is to speak, and encodes it; the special
-    /// tokens that the template writes are taken as such.
+    /// tokens that the template writes are taken as such, those that stand in a message are text.
     ///
     /// # Errors
     /// The template refused the conversation (for instance roles that do not alternate), in words for the client.

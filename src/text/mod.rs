@@ -1,12 +1,13 @@
 //! Text on one side, token ids on the other: vocabularies, chat templates, streaming detokenization.
 //! Next on the data's way: `engine::queue`, which carries token ids only.
 //!
-//! A prompt: [`chat`] renders messages to text, [`vocab`] splits off [`special`] tokens and hands the rest to [`bpe`] (cut
+//! A prompt: [`quote`] marks what users may not say, [`chat`] renders messages to text, [`vocab`] splits off [`special`] tokens and hands the rest to [`bpe`] (cut
 //! into words by [`split`]) or [`spm`]. An answer: [`detokenize`] turns ids back into text, [`stop`] looks for its end.
 
 pub mod bpe;
 pub mod chat;
 pub mod detokenize;
+pub mod quote;
 pub mod special;
 pub mod split;
 pub mod spm;

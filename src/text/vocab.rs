@@ -3,6 +3,7 @@
 
 use super::TokenId;
 use super::bpe::{self, Bpe};
+use super::quote::without_marks;
 use super::special::{Fragment, Special, Specials};
 use super::split::SplitError;
 use super::spm::{self, Spm};
@@ -19,8 +20,6 @@ pub use tables::Tables;
 pub const MAX_VOCAB_TOKENS: usize = 4 << 20;
 /// Bytes of text that one `encode` takes.
 pub const MAX_TEXT_BYTES: usize = 256 << 20;
-/// Tokenizer models that are known, by their name in `tokenizer.ggml.model`.
-pub const SUPPORTED_MODELS: &[&str] = &["gpt2", "llama"];
 /// Heap bytes a token that loading takes besides the tables (scores and types as read from the file).
 const LOADING_BYTES_PER_TOKEN: usize = 8;
 
@@ -228,18 +227,43 @@ impl<'m> Vocab<'m> {
     }
 
     /// Turns text into tokens. `add_special` adds BOS and EOS as the model wants; `parse_special` takes text that looks
-    /// like a control token for one (only for text that this program wrote, such as a rendered chat template).
+    /// like a control token for one (only for text that this program wrote).
     ///
     /// # Errors
     /// The text is longer than [`MAX_TEXT_BYTES`].
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, EncodeError> {
+        self.encode_but(text, add_special, parse_special, &[])
+    }
+
+    /// Turns a rendered chat template into tokens: text that looks like a control token is one, but where a mark of
+    /// [`quote`](super::quote::quote) says that a user wrote it. Adds no token; without marks it is `encode(text, false, true)`.
+    ///
+    /// # Errors
+    /// The text is longer than [`MAX_TEXT_BYTES`].
+    pub fn encode_quoted(&self, text: &str, mark: char) -> Result<Vec<TokenId>, EncodeError> {
+        let (plain, quoted) = without_marks(text, mark);
+        self.encode_but(&plain, false, true, &quoted)
+    }
+
+    pub(super) fn steering_points(&self, text: &str) -> Vec<usize> {
+        self.specials.steering_points(text)
+    }
+
+    /// What begins at one of `quoted` is no control token.
+    fn encode_but(
+        &self,
+        text: &str,
+        add_special: bool,
+        parse_special: bool,
+        quoted: &[usize],
+    ) -> Result<Vec<TokenId>, EncodeError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(EncodeError::TooLong { bytes: text.len() });
         }
         let mut ids = Vec::with_capacity(text.len() / 4 + 2);
         ids.extend(self.ids.bos.filter(|_| add_special && self.add_bos));
         let mut after_special = true;
-        for fragment in self.specials.partition(text, parse_special) {
+        for fragment in self.specials.partition(text, parse_special, quoted) {
             match (fragment, &self.merger) {
                 (Fragment::Token(id), _) => {
                     ids.push(id);

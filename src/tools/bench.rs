@@ -13,7 +13,9 @@ use super::session::{DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted
 use crate::engine::Engine;
 use crate::engine::queue::{Event, Job};
 use crate::engine::sampler::SamplingParams;
+use crate::model::Model;
 use crate::sys::cpu;
+use crate::sys::workers::Workers;
 use crate::text::TokenId;
 
 /// Speed of prefill and decode.
@@ -47,6 +49,8 @@ struct Bench {
     decode_tok_s: f64,
     /// Weight bytes streamed a second while decoding, in 10^9 bytes.
     decode_gb_s: f64,
+    /// What plain loads of the same weights by the same threads reach in this run, in 10^9 bytes a second: the roofline of decode.
+    read_gb_s: f64,
     /// From process start to the first token of a 20-token prompt, in milliseconds.
     first_token_ms: f64,
     /// Peak resident memory, file pages included.
@@ -78,12 +82,15 @@ pub fn run(args: &BenchArgs, started: Instant) -> Result<(), ToolError> {
     let ctx = (args.prompt + 1).max(args.generate + 1).max(FIRST_TOKEN_PROMPT + 1);
     let wanted = Wanted { ctx: Some(ctx), sequences: args.batch, max_rows: DEFAULT_MAX_ROWS, max_outputs: args.batch };
     let result = with_model(&args.model, wanted, |session| -> Result<Bench, ToolError> {
-        let Session { model, vocab, kernels, workers, capacity, plan, bytes_per_token, .. } = session;
+        let Session { model, vocab, kernels, mut workers, capacity, plan, bytes_per_token, .. } = session;
         let (n_vocab, threads) = (model.hyper.n_vocab, workers.threads());
         workers.pin_caller();
+        let reads_begin = started.elapsed();
+        let read_gb_s = read_gb_s(model, &mut workers);
+        let reads = started.elapsed() - reads_begin;
         let mut engine = Engine::new(model, kernels, workers, capacity, capacity.max_rows, vocab.eog_ids().to_vec());
         run_jobs(&mut engine, 1, FIRST_TOKEN_PROMPT, 1, n_vocab, false)?;
-        let first_token = started.elapsed();
+        let first_token = started.elapsed() - reads;
         let (mut prefill, mut decode, mut hash) = (Duration::MAX, Duration::MAX, 0);
         for _ in 0..args.repeat {
             prefill = prefill.min(run_jobs(&mut engine, 1, args.prompt, 0, n_vocab, false)?.0);
@@ -97,6 +104,7 @@ pub fn run(args: &BenchArgs, started: Instant) -> Result<(), ToolError> {
             prefill_tok_s: args.prompt as f64 / prefill.as_secs_f64(),
             decode_tok_s: steps_s * args.batch as f64,
             decode_gb_s: steps_s * bytes_per_token as f64 / 1e9,
+            read_gb_s,
             first_token_ms: first_token.as_secs_f64() * 1e3,
             peak_rss_bytes: memory.peak_rss_bytes,
             anon_bytes: memory.anon_bytes,
@@ -112,15 +120,60 @@ pub fn run(args: &BenchArgs, started: Instant) -> Result<(), ToolError> {
         return super::print_json(&result);
     }
     super::print_line(&format!(
-        "{} threads, {}: prefill {:.1} tok/s, decode {:.1} tok/s ({:.1} GB/s), first token after {:.0} ms, {:.1} MiB anonymous",
+        "{} threads, {}: prefill {:.1} tok/s, decode {:.1} tok/s ({:.1} of {:.1} GB/s), first token after {:.0} ms, {:.1} MiB anonymous",
         result.threads,
         result.kernel_set,
         result.prefill_tok_s,
         result.decode_tok_s,
         result.decode_gb_s,
+        result.read_gb_s,
         result.first_token_ms,
         result.anon_bytes as f64 / 1_048_576.0,
     ))
+}
+
+/// Bytes that one thread reads at a time when the roofline is measured.
+const READ_PIECE_BYTES: usize = 64 * 1024;
+/// Passes over the weights when the roofline is measured; the fastest counts, as for the rest.
+const READ_PASSES: usize = 5;
+
+/// How fast the workers read the model's matrices when they do nothing else, in 10^9 bytes a second.
+fn read_gb_s(model: &Model<'_>, workers: &mut Workers) -> f64 {
+    let weights = &model.weights;
+    let layers = weights.layers.iter().flat_map(|layer| {
+        let [q, k, v] = &layer.qkv;
+        [q, k, v, &layer.attn_output, &layer.gate, &layer.up, &layer.down]
+    });
+    let matrices = layers.chain([&weights.output]);
+    let pieces: Vec<&[u8]> = matrices.flat_map(|matrix| matrix.tiles().chunks(READ_PIECE_BYTES)).collect();
+    let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let (mut sums, mut idle) = (vec![0u64; pieces.len()], vec![(); workers.threads()]);
+    let mut fastest = Duration::MAX;
+    for _ in 0..READ_PASSES {
+        let begun = Instant::now();
+        workers.chunks(
+            &mut idle,
+            &mut sums,
+            1,
+            |_, _| (),
+            |()| (),
+            |(), piece, sum| {
+                let words = pieces[piece].as_chunks::<8>().0;
+                // Several sums, or the chain of additions would be what is measured.
+                let mut lanes = [0u64; 32];
+                for words in words.chunks(lanes.len()) {
+                    for (lane, word) in lanes.iter_mut().zip(words) {
+                        *lane = lane.wrapping_add(u64::from_le_bytes(*word));
+                    }
+                }
+                sum[0] = lanes.iter().fold(0, |sum, lane| sum.wrapping_add(*lane));
+            },
+        );
+        fastest = fastest.min(begun.elapsed());
+    }
+    // The sums are needed, or the reads would not be.
+    std::hint::black_box(&sums);
+    bytes as f64 / fastest.as_secs_f64() / 1e9
 }
 
 /// Tokens of the run that is hashed.
@@ -143,7 +196,7 @@ fn run_jobs(
             // Tokens spread over the vocabulary, the same for everybody.
             prompt: (0u32..)
                 .take(prompt)
-                .map(|i| TokenId((i * 7919 + 1) % u32::try_from(n_vocab).unwrap_or(u32::MAX)))
+                .map(|i| TokenId((i.wrapping_mul(7919).wrapping_add(1)) % u32::try_from(n_vocab).unwrap_or(u32::MAX)))
                 .collect(),
             sampling: SamplingParams::default(),
             max_tokens,

@@ -125,7 +125,7 @@ fn generate(engine: &mut Engine<'_>, prompt: &[TokenId], args: &GenerateArgs) ->
     }
     while !engine.is_idle() {
         engine.step(&mut |event| match event {
-            Event::Token { id, token } => outcomes[id as usize].ids.push(token),
+            Event::Token { id, token, .. } => outcomes[id as usize].ids.push(token),
             Event::Finished { job, reason, logits_hash, .. } => {
                 let outcome = &mut outcomes[job.id as usize];
                 outcome.reason = Some(reason);

@@ -41,6 +41,9 @@ pub struct ModelArgs {
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Threads that compute steps of more than a few rows (prompts, many sequences) [default: as --threads]
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<usize>,
     /// Kernel set to use instead of the fastest: scalar, avx2, neon
     #[arg(long, value_name = "NAME")]
     pub kernels: Option<String>,
@@ -78,7 +81,7 @@ pub struct Session<'m> {
     pub chat_template: Option<String>,
     /// The kernel set.
     pub kernels: Kernels,
-    /// Worker threads, this thread pinned as the first.
+    /// Worker threads; whoever starts operations pins itself with `pin_caller`.
     pub workers: Workers,
     /// The sizes that the plan was made for.
     pub capacity: Capacity,
@@ -236,14 +239,21 @@ pub fn with_model<R, E: From<SessionError>>(
         None => Kernels::detect(),
     };
     let mapping = Mapping::open(&args.model).map_err(SessionError::from)?;
+    let default_threads = cpu::allowed_cpus().len().min(MAX_THREADS);
+    let decode_threads = args.threads.unwrap_or(default_threads);
+    let prefill_threads = args.threads_batch.unwrap_or(decode_threads);
+    in_range("threads", decode_threads, 1, MAX_THREADS)?;
+    in_range("threads-batch", prefill_threads, 1, MAX_THREADS)?;
+    let threads = decode_threads.max(prefill_threads);
     let Planned { gguf, hyper, layout, vocab, capacity, plan } =
-        plan(&args.model, mapping.bytes(), args.threads, wanted)?;
+        plan(&args.model, mapping.bytes(), Some(threads), wanted)?;
     let available = cpu::available_memory_bytes().map_err(SessionError::from)?;
     plan.check(&hyper, available).map_err(SessionError::from)?;
     let text = |key: &str| gguf.str(key).ok().flatten().map(str::to_owned);
     let (name, chat_template) = (text("general.name"), text("tokenizer.chat_template"));
     let bytes_per_token = layout.bytes_per_token();
-    let mut workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
+    let workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
+    let mut workers = workers.split(decode_threads, prefill_threads);
     let model_error = |source| SessionError::model(&args.model, source);
     if layout.is_packed() {
         read_ahead(&mapping, available.saturating_sub(plan.total_bytes));

@@ -4,7 +4,8 @@
 //!
 //! A line that starts with `{` is a program's: it is not echoed, and from then on there is no prompt and errors are JSON,
 //! until somebody types anything else. A line that is too long or is not text is dropped to its end and answered with one
-//! error line; nothing in it can reach the line after it. While an answer runs, input waits; only ^C is looked for.
+//! error line; nothing in it can reach the line after it. While an answer runs, input waits; only ^C is looked for, also in
+//! what came together with the question. It takes what waits in front of it along; what stands behind it is kept in order.
 
 mod edit;
 
@@ -124,11 +125,6 @@ impl LineProtocol {
         out.extend_from_slice(PROMPT);
     }
 
-    /// Whether an answer runs.
-    pub fn is_answering(&self) -> bool {
-        self.answer.is_some()
-    }
-
     /// Takes what was read. Call [`LineProtocol::next_event`] until it gives nothing.
     pub fn push(&mut self, bytes: &[u8]) {
         for &byte in bytes {
@@ -138,6 +134,7 @@ impl LineProtocol {
                 answer.cancel_due = true;
                 self.pending.clear();
                 self.overrun = Overrun::None;
+                self.after_cr = false;
             } else if self.overrun == Overrun::Skipping {
                 if is_line_end(byte) {
                     self.overrun = Overrun::Due;
@@ -389,8 +386,15 @@ impl LineProtocol {
     }
 
     fn ask(&mut self, peer: Peer, request: GenerateRequest) -> LineEvent {
+        // The same as if it came now: how the bytes were cut into reads makes no difference.
+        let interrupt = self.pending.iter().rposition(|&byte| byte == INTERRUPT);
+        if let Some(at) = interrupt {
+            self.pending.drain(..=at);
+            self.after_cr = false;
+        }
+        let cancel_due = interrupt.is_some();
         self.answer =
-            Some(Answer { peer, stream: request.stream, text: String::new(), at_line_start: true, cancel_due: false });
+            Some(Answer { peer, stream: request.stream, text: String::new(), at_line_start: true, cancel_due });
         LineEvent::Ask(Box::new(request))
     }
 

@@ -158,7 +158,8 @@ pub struct Outcome {
     pub finish: Finish,
     /// What it cost.
     pub usage: Usage,
-    /// Where the request asked for it.
+    /// Where the request asked for it: over the logits of every step up to the one that ended the answer (with a stop string, the
+    /// one whose token completed it).
     pub logits_hash: Option<u64>,
 }
 

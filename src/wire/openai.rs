@@ -4,7 +4,8 @@
 //! Where this server's answers differ from OpenAI's: `created` is always 0 (boards have no clock, and answers repeat);
 //! `model` in a request is not looked at, since there is one model, and answers name it; the extra request fields
 //! `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `logits_hash` and `date` are read; an answer whose request said
-//! `"logits_hash": true` carries `"hearth": {"logits_hash": "16 hex digits"}` beside its finish reason.
+//! `"logits_hash": true` carries `"hearth": {"logits_hash": "16 hex digits"}` beside its finish reason: xxh3-64 over the logits
+//! of every step up to the one that ended the answer, a stop string's last token included.
 
 use serde_json::{Value, json};
 

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,11 +24,15 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const LONG: u32 = 1;
 const LONG_BYTES: usize = 100;
 
+/// A message that no text side survives.
+pub const PANIC: &str = "panic";
+
 /// A vocabulary of bytes: the token is the byte, but for one that is a long word.
 pub struct Bytes;
 
 impl TextModel for Bytes {
     fn encode_chat(&self, messages: &[Message], date: Option<&str>) -> Result<Vec<TokenId>, String> {
+        assert!(messages.iter().all(|m| m.content != PANIC), "as the message says");
         if messages.iter().any(|m| m.content == "raise") {
             return Err("roles must alternate".to_owned());
         }
@@ -96,6 +101,10 @@ pub struct Script {
     pub frozen: AtomicBool,
     /// End with this instead of `Stop`.
     pub broken: bool,
+    /// Make no token while this is set, and look at no cancel flag: a long step.
+    pub stuck: AtomicBool,
+    /// Panic instead of the third token.
+    pub panics: bool,
     /// Jobs that ended because their cancel flag was set.
     pub cancelled: AtomicUsize,
     /// Jobs taken.
@@ -126,9 +135,14 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
     let answer = if script.answer.is_empty() { prompt.to_uppercase() } else { script.answer.clone() };
     script.prompts.lock().unwrap().push(prompt);
     let bytes = answer.as_bytes();
+    let hash = |made: usize| job.logits_hash.then_some(0xABC0 + made as u64);
     let mut made = 0;
     let mut reason = FinishReason::Stop;
     while script.endless || made < bytes.len() {
+        while script.stuck.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!script.panics || made < 2, "as the script says");
         if job.is_cancelled() {
             script.cancelled.fetch_add(1, Ordering::SeqCst);
             reason = FinishReason::Cancelled;
@@ -143,18 +157,25 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
             break;
         }
         std::thread::sleep(script.pace);
-        emit(end, Event::Token { id: job.id, token: TokenId(u32::from(bytes[made % bytes.len()])) });
+        emit(
+            end,
+            Event::Token {
+                id: job.id,
+                token: TokenId(u32::from(bytes[made % bytes.len()])),
+                logits_hash: hash(made + 1),
+            },
+        );
         made += 1;
     }
-    let logits_hash = job.logits_hash.then_some(0xABCD);
+    let logits_hash = hash(made);
     emit(end, Event::Finished { job, reason, completion_tokens: made, logits_hash });
 }
 
 fn emit(end: &mut EngineEnd<'_>, event: Event) {
-    while end.event_room() == 0 {
+    while end.event_room() == 0 && !end.abandoned() {
         std::thread::park_timeout(Duration::from_millis(1));
     }
-    assert!(end.emit(event).is_ok());
+    assert!(end.emit(event).is_ok() || end.abandoned());
     end.ring();
 }
 
@@ -212,7 +233,10 @@ pub fn with_daemon_at(
     let mut rings = Rings::new();
     let (end, unbound) = rings.split().unwrap();
     std::thread::scope(|scope| {
-        let engine_thread = scope.spawn(move || engine(end, script));
+        let engine_thread = scope.spawn(move || {
+            let ended = catch_unwind(AssertUnwindSafe(|| engine(end, script)));
+            assert_eq!(ended.is_err(), script.panics);
+        });
         let link = unbound.bind(engine_thread.thread().clone());
         let io = scope.spawn(move || {
             hearth::serve::run(

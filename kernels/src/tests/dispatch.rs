@@ -11,23 +11,52 @@ fn the_set_of_this_architecture_is_there() {
         // From the kernel's own list, not from the detection under test.
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
         let has = |flag: &str| info.split_whitespace().any(|word| word == flag);
-        let expected = has("avx2") && has("fma") && has("f16c");
-        assert_eq!(names.contains(&"avx2"), expected);
-        assert_eq!(Kernels::detect().name(), if expected { "avx2" } else { "scalar" });
+        let mut expected = vec!["scalar"];
+        if ["avx2", "fma", "f16c"].iter().all(|flag| has(flag)) {
+            expected.push("avx2");
+        }
+        let avx512 = ["fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"];
+        if avx512.iter().all(|flag| has(flag)) {
+            expected.push("avx512vnni");
+        }
+        assert_eq!(names, expected);
+        assert_eq!(Some(&Kernels::detect().name()), expected.last());
     }
     #[cfg(target_arch = "aarch64")]
     {
-        assert_eq!(names, ["scalar", "neon"]);
-        assert_eq!(Kernels::detect().name(), "neon");
+        // As above.
+        const AT_HWCAP: u64 = 16;
+        const HWCAP_ASIMDDP: u64 = 1 << 20;
+        let auxv = std::fs::read("/proc/self/auxv").unwrap();
+        let mut words = auxv.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
+        let hwcap = loop {
+            match (words.next().unwrap(), words.next().unwrap()) {
+                (AT_HWCAP, value) => break value,
+                (key, _) => assert_ne!(key, 0, "no hardware capabilities among {auxv:?}"),
+            }
+        };
+        let expected = hwcap & HWCAP_ASIMDDP != 0;
+        assert_eq!(names.contains(&"dotprod"), expected);
+        assert_eq!(Kernels::detect().name(), if expected { "dotprod" } else { "neon" });
+        if !expected {
+            let error = Kernels::by_name("dotprod").unwrap_err().to_string();
+            assert!(error.contains("the dotprod instructions, which this CPU does not have"), "{error}");
+        }
+    }
+    // A run on a CPU that is known says which sets it must get: no more, no fewer.
+    if let Ok(demanded) = std::env::var("HEARTH_TEST_SETS") {
+        assert_eq!(names, demanded.split_whitespace().collect::<Vec<_>>());
     }
     assert!(names.contains(&"scalar"));
 }
 
 #[test]
 fn a_set_of_another_architecture_is_refused() {
-    let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
-    let error = Kernels::by_name(foreign).unwrap_err();
-    assert!(matches!(error, KernelError::Unsupported { name, .. } if name == foreign), "{error}");
+    let foreign: &[_] = if cfg!(target_arch = "aarch64") { &["avx2", "avx512vnni"] } else { &["neon"] };
+    for foreign in foreign {
+        let error = Kernels::by_name(foreign).unwrap_err();
+        assert!(matches!(error, KernelError::Unsupported { name, .. } if name == *foreign), "{error}");
+    }
 }
 
 #[test]

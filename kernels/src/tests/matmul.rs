@@ -12,7 +12,8 @@ struct Input {
 impl Input {
     fn new(n: usize, cols: usize, data: Data, rng: &mut Rng) -> Self {
         let mut dense = vec![0.0; n * padded_cols(cols)];
-        let mut quantized = vec![QBlock { d: f32::NAN, sum: 99, q: [99; 32] }; n * blocks_per_row(cols)];
+        let mut quantized =
+            vec![QBlock { q: [99; 32], d: f32::NAN, d_sum: f32::NAN, sum: 99 }; n * blocks_per_row(cols)];
         let rows = dense.chunks_mut(padded_cols(cols)).zip(quantized.chunks_mut(blocks_per_row(cols)));
         for (dense, quantized) in rows {
             let sign = rng.unit().signum();
@@ -76,7 +77,8 @@ fn the_specification_agrees_with_f64() {
 fn every_set_gives_the_bits_of_the_specification() {
     let mut rng = Rng::new(8);
     for format in Format::ALL {
-        let all_rows = [1, 7, 16, 17, 31, 50];
+        // One to five row groups: sets take them in pairs or fours.
+        let all_rows = [1, 16, 17, 33, 50, 79];
         let mut all_cols = vec![32, 64, 96, 576, 1536];
         if !format.is_quantized() {
             all_cols.extend([1, 33, 67, 100]);
@@ -89,7 +91,7 @@ fn every_set_gives_the_bits_of_the_specification() {
                 }
                 for data in Data::ALL {
                     let w = Weights::new(format, rows, cols, data, &mut rng);
-                    for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33] {
+                    for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 64] {
                         if n > 5 && data != Data::Random {
                             continue;
                         }
@@ -114,7 +116,8 @@ fn the_largest_integer_sums_are_exact() {
     let mut rng = Rng::new(9);
     for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
         for fill in [127, -127] {
-            let block = QBlock { d: 1.0, sum: 32 * i32::from(fill), q: [fill; 32] };
+            let sum = 32 * i32::from(fill);
+            let block = QBlock { q: [fill; 32], d: 1.0, d_sum: sum as f32, sum };
             let x = Input { quantized: vec![block; 5 * 2], dense: Vec::new() };
             for _ in 0..8 {
                 let w = Weights::new(format, 16, 64, Data::Extreme, &mut rng);
@@ -127,6 +130,24 @@ fn the_largest_integer_sums_are_exact() {
                         });
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Long rows and many of them, in whatever pieces a set takes them.
+#[test]
+fn long_rows_and_many_rows_have_the_bits_of_the_specification() {
+    let mut rng = Rng::new(11);
+    for format in Format::ALL {
+        // A row of 70,000 values is longer than any set's piece of a row.
+        for (rows, cols, n) in [(1, 70_016, 1), (17, 9_984, 3), (16, 4_096, 18), (33, 64, 430), (16, 96, 600)] {
+            let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
+            let x = Input::new(n, cols, Data::Random, &mut rng);
+            let want = product(scalar(), &w, &x, n);
+            for kernels in fast_sets() {
+                let have = product(kernels, &w, &x, n);
+                assert_same_bits(&have, &want, || format!("{kernels:?} {format:?} {rows}x{cols} n {n}"));
             }
         }
     }

@@ -61,7 +61,7 @@ fn every_set_has_the_same_exp() {
 }
 
 fn quantized(kernels: Kernels, x: &[f32], blocks: usize) -> Vec<QBlock> {
-    let mut out = vec![QBlock { d: f32::NAN, sum: -1, q: [77; 32] }; blocks];
+    let mut out = vec![QBlock { q: [77; 32], d: f32::NAN, d_sum: f32::NAN, sum: -1 }; blocks];
     kernels.quantize(x, &mut out);
     out
 }
@@ -73,6 +73,7 @@ fn check_quantize(x: &[f32]) -> Result<(), TestCaseError> {
         let x: Vec<f32> = x.iter().copied().skip(i * 32).take(32).collect();
         let largest = x.iter().fold(0.0f32, |a, b| a.max(b.abs()));
         prop_assert_eq!(block.sum, block.q.iter().map(|q| i32::from(*q)).sum::<i32>());
+        prop_assert_eq!(block.d_sum.to_bits(), (block.d * block.sum as f32).to_bits());
         prop_assert!(block.q.iter().all(|q| *q >= -127));
         if largest < 2f32.powi(-100) {
             prop_assert_eq!(block, &QBlock::default());

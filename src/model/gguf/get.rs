@@ -99,52 +99,12 @@ impl<'m> Gguf<'m> {
         })
     }
 
-    /// The integers under `key` as `u32`.
-    ///
-    /// # Errors
-    /// It is no array of integers, or one does not fit.
-    pub fn array_u32(&self, key: &str) -> Result<Option<Vec<u32>>, GgufError> {
-        self.ints(key, "array of u32")
-    }
-
     /// The integers under `key` as `i32`.
     ///
     /// # Errors
     /// It is no array of integers, or one does not fit.
     pub fn array_i32(&self, key: &str) -> Result<Option<Vec<i32>>, GgufError> {
         self.ints(key, "array of i32")
-    }
-
-    /// As [`Gguf::u32`], of a key that must be there.
-    ///
-    /// # Errors
-    /// As [`Gguf::u32`], or the key is missing.
-    pub fn require_u32(&self, key: &str) -> Result<u32, GgufError> {
-        self.u32(key)?.ok_or_else(|| missing(key, "u32"))
-    }
-
-    /// As [`Gguf::u64`], of a key that must be there.
-    ///
-    /// # Errors
-    /// As [`Gguf::u64`], or the key is missing.
-    pub fn require_u64(&self, key: &str) -> Result<u64, GgufError> {
-        self.u64(key)?.ok_or_else(|| missing(key, "u64"))
-    }
-
-    /// As [`Gguf::f32`], of a key that must be there.
-    ///
-    /// # Errors
-    /// As [`Gguf::f32`], or the key is missing.
-    pub fn require_f32(&self, key: &str) -> Result<f32, GgufError> {
-        self.f32(key)?.ok_or_else(|| missing(key, "f32"))
-    }
-
-    /// As [`Gguf::bool`], of a key that must be there.
-    ///
-    /// # Errors
-    /// As [`Gguf::bool`], or the key is missing.
-    pub fn require_bool(&self, key: &str) -> Result<bool, GgufError> {
-        self.bool(key)?.ok_or_else(|| missing(key, "bool"))
     }
 
     /// As [`Gguf::str`], of a key that must be there.

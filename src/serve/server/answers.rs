@@ -35,7 +35,7 @@ impl Server<'_, '_, '_> {
         self.link.clear();
         while let Some(event) = self.link.next_event() {
             match event {
-                Event::Token { id, token } => self.token(id, token, now),
+                Event::Token { id, token, logits_hash } => self.token(id, token, logits_hash, now),
                 Event::Finished { job, reason, completion_tokens, logits_hash } => {
                     self.finished(job.id, reason, completion_tokens, logits_hash, now);
                 }
@@ -43,7 +43,7 @@ impl Server<'_, '_, '_> {
         }
     }
 
-    pub(super) fn token(&mut self, id: RequestId, token: TokenId, now: Instant) {
+    pub(super) fn token(&mut self, id: RequestId, token: TokenId, hash: Option<u64>, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
@@ -58,8 +58,8 @@ impl Server<'_, '_, '_> {
         if !self.deliver(owner, &piece, now) {
             self.abandon(id);
         } else if stopped {
-            // When the engine stops depends on the clock, so its hash would too: none is reported.
-            let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: None };
+            // The engine may be some steps ahead by now; how many depends on the clock, and the hash must not.
+            let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: hash };
             self.conclude(owner, Ok(&outcome), now);
             self.abandon(id);
         }
@@ -86,18 +86,33 @@ impl Server<'_, '_, '_> {
             return;
         }
         let usage = Usage { completion_tokens: tokens, ..running.usage };
-        let outcome = match (reason, running.owner) {
-            (FinishReason::Stop, _) => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
-            (FinishReason::Length, _) => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
-            (FinishReason::Cancelled, Owner::Tty) => {
-                Ok(Outcome { finish: Finish::Cancelled, usage, logits_hash: None })
-            }
-            (FinishReason::Cancelled, _) => Err(Reject::unavailable("the daemon stopped before the answer's end")),
-            (FinishReason::NonFinite, _) => {
+        let outcome = match reason {
+            FinishReason::Stop => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
+            FinishReason::Length => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
+            FinishReason::Cancelled => Err(Reject::unavailable("the daemon stopped before the answer's end")),
+            FinishReason::NonFinite => {
                 Err(Reject::internal("the model computed values that are not finite; its file is damaged"))
             }
+            FinishReason::Refused => Err(Reject::internal("the engine refused the request; the log says why")),
         };
         self.conclude(running.owner, outcome.as_ref(), now);
+    }
+
+    /// The answer ends here and now, whatever step the engine is in.
+    pub(super) fn end_early(&mut self, id: RequestId, why: Result<Finish, &Reject>, now: Instant) {
+        let Some(running) = self.running.get_mut(&id) else {
+            return;
+        };
+        let (owner, usage) = (running.owner, running.usage);
+        if owner != Owner::Nobody {
+            let mut piece = String::new();
+            running.text.finish(&mut piece);
+            if self.deliver(owner, &piece, now) {
+                let outcome = why.map(|finish| Outcome { finish, usage, logits_hash: None });
+                self.conclude(owner, outcome.as_ref().map_err(|reject| *reject), now);
+            }
+        }
+        self.abandon(id);
     }
 
     /// False: the owner is lost.

@@ -1,12 +1,12 @@
 //! The loop's part in the serial line: a device that comes and goes, and what is asked on it.
 //! Next on the data's way: `serve::tty`.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Owner, Server, TTY};
 use crate::serve::tty::TtyPort;
 use crate::sys::poll::{Interest, Ready};
+use crate::wire::Finish;
 use crate::wire::line::LineEvent;
 
 impl Server<'_, '_, '_> {
@@ -38,7 +38,7 @@ impl Server<'_, '_, '_> {
             }
         }
         while let Some(event) = self.tty.as_mut().and_then(TtyPort::next_event) {
-            self.line_event(event);
+            self.line_event(event, now);
         }
         let Some(tty) = &mut self.tty else { return };
         if !tty.flush() {
@@ -67,7 +67,7 @@ impl Server<'_, '_, '_> {
         }
     }
 
-    pub(super) fn line_event(&mut self, event: LineEvent) {
+    pub(super) fn line_event(&mut self, event: LineEvent, now: Instant) {
         match event {
             LineEvent::Ask(request) => {
                 let submitted = self.submit(Owner::Tty, &request);
@@ -78,11 +78,8 @@ impl Server<'_, '_, '_> {
                 }
             }
             LineEvent::Cancel => {
-                // The line keeps waiting: the engine's last word ends the answer.
-                if let Some(running) = self.tty.as_ref().and_then(TtyPort::request).and_then(|id| self.running.get(&id))
-                {
-                    running.cancel.store(true, Ordering::Release);
-                    self.link.nudge();
+                if let Some(id) = self.tty.as_ref().and_then(TtyPort::request) {
+                    self.end_early(id, Ok(Finish::Cancelled), now);
                 }
             }
             LineEvent::Status => {

@@ -1,0 +1,150 @@
+//! After "ready" the engine thread and its workers take no memory and free none: counted by the allocator itself, over prefill,
+//! decode, a batch, sampling, cancelled jobs (running and waiting), a full context, and more jobs than may wait.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hearth::engine::Engine;
+use hearth::engine::queue::{Event, FinishReason, Job, Rings, WAITING_JOBS};
+use hearth::engine::sampler::SamplingParams;
+use hearth::model::gguf::Gguf;
+use hearth::model::plan::Capacity;
+use hearth::model::weights::WeightLayout;
+use hearth::model::{Model, arch};
+use hearth::sys::map::Region;
+use hearth::sys::workers::Workers;
+use hearth::text::TokenId;
+use hearth_kernels::Kernels;
+use tiny::SHAPE;
+
+/// Counts what every thread but the test's own allocates and frees while [`COUNTING`].
+struct Counter;
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    static EXEMPT: Cell<bool> = const { Cell::new(false) };
+}
+
+fn count() {
+    if COUNTING.load(Ordering::SeqCst) && !EXEMPT.get() {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+// SAFETY: every call goes on to the system's allocator as it came; counting allocates nothing (an atomic, a constant thread local).
+unsafe impl GlobalAlloc for Counter {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counter = Counter;
+
+const CTX: usize = 256;
+const SEQUENCES: usize = 3;
+
+fn job(id: u64, prompt: usize, max_tokens: usize, sampling: SamplingParams) -> Box<Job> {
+    let prompt = (0..prompt).map(|i| TokenId((i * 31 + id as usize) as u32 % SHAPE.n_vocab as u32)).collect();
+    let cancel = Arc::new(AtomicBool::new(false));
+    Box::new(Job { id, prompt, sampling, max_tokens, ignore_eos: true, logits_hash: id.is_multiple_of(2), cancel })
+}
+
+#[test]
+fn the_engine_and_its_workers_allocate_nothing_after_ready() {
+    EXEMPT.set(true);
+    let file = tiny::model(SHAPE, "Q4_1", 7);
+    let gguf = Gguf::parse(&file).unwrap();
+    let hyper = arch::hyper(&gguf).unwrap();
+    let layout = WeightLayout::new(&gguf, &hyper).unwrap();
+    let mut region = Region::new(layout.region_bytes()).unwrap();
+    let mut workers = Workers::new(2).unwrap();
+    let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |_| ()).unwrap();
+    for kernels in Kernels::supported() {
+        let workers = Workers::new(2).unwrap();
+        let capacity = Capacity { ctx: CTX, sequences: SEQUENCES, max_rows: 64, max_outputs: SEQUENCES, threads: 2 };
+        let engine = Engine::new(&model, kernels, workers, capacity, 64, vec![]);
+        let calls = live(engine);
+        assert_eq!(calls, 0, "calls of the allocator with the {} kernels", kernels.name());
+    }
+}
+
+/// Runs an engine thread through everything that jobs can do; calls of the allocator on its thread and its workers' meanwhile.
+fn live(engine: Engine<'_>) -> u64 {
+    let mut rings = Rings::new();
+    let (end, link) = rings.split().unwrap();
+    let ready = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ready = &ready;
+        let thread = scope.spawn(move || {
+            ready.store(true, Ordering::SeqCst);
+            engine.run(end);
+        });
+        let mut link = link.bind(thread.thread().clone());
+        while !ready.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        CALLS.store(0, Ordering::SeqCst);
+        COUNTING.store(true, Ordering::SeqCst);
+
+        let hot = SamplingParams { temperature: 1.2, top_k: 40, top_p: 0.9, seed: 5, ..SamplingParams::default() };
+        let endless = job(0, 150, usize::MAX, hot.clone());
+        let stop_me = job(1, 20, usize::MAX, SamplingParams::default());
+        let waiting = job(4, 20, usize::MAX, hot.clone());
+        let (running_cancel, waiting_cancel) = (Arc::clone(&stop_me.cancel), Arc::clone(&waiting.cancel));
+        let (mut reasons, mut submitted) = (BTreeMap::new(), 0);
+        for job in [endless, stop_me, job(2, 1, 30, hot.clone()), job(3, 200, 3, SamplingParams::default()), waiting] {
+            link.submit(job).unwrap();
+            submitted += 1;
+        }
+        waiting_cancel.store(true, Ordering::Release);
+        link.nudge();
+        let mut tokens = 0;
+        let mut refused = 0;
+        while reasons.len() < submitted {
+            link.clear();
+            while let Some(event) = link.next_event() {
+                match event {
+                    Event::Token { id: 1, .. } if tokens > 10 => running_cancel.store(true, Ordering::Release),
+                    Event::Token { .. } => tokens += 1,
+                    Event::Finished { job, reason, .. } => {
+                        reasons.insert(job.id, reason);
+                    }
+                }
+            }
+            // Once the first five are under way: more than may wait.
+            while refused == 0 && reasons.contains_key(&1) {
+                match link.submit(job(100 + submitted as u64, 5, 2, hot.clone())) {
+                    Ok(()) => submitted += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+            std::thread::yield_now();
+        }
+        // Idle now; the end of `run` frees everything, and is not counted.
+        let calls = CALLS.load(Ordering::SeqCst);
+        COUNTING.store(false, Ordering::SeqCst);
+        link.shutdown();
+        assert!(tokens > 100 && submitted > WAITING_JOBS && refused == 1, "{tokens} tokens, {submitted} jobs");
+        let expected = [FinishReason::Length, FinishReason::Cancelled, FinishReason::Length, FinishReason::Length];
+        assert_eq!([0, 1, 2, 3].map(|id| reasons[&id]), expected);
+        assert_eq!(reasons[&4], FinishReason::Cancelled, "while it waited or at its first step");
+        calls
+    })
+}
