@@ -28,7 +28,7 @@
 //! # Ownership
 //! | thing | owner | lent to |
 //! |---|---|---|
-//! | `Mapping`, `Region` | the frame of `tools::session::with_model` | `Model<'m>` borrows their bytes |
+//! | `Mapping` of a packed model, or the `Region` that a plain one is repacked into | the frame of `tools::session::with_model` | `Model<'m>` and `Vocab<'m>` borrow their bytes |
 //! | `Model<'m>`, `Vocab` | the same frame | `&` to engine and I/O thread |
 //! | KV cache, scratch, sampler, workers | `Engine` | `&mut` to `forward`, split into disjoint chunks per worker |
 //! | KV blocks | a sequence's `BlockTable` | given back when the sequence ends |

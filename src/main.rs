@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use hearth::serve::daemon::{DaemonError, with_daemon};
+use hearth::sys::fault;
 use hearth::{client, serve, tools};
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
@@ -22,6 +23,7 @@ enum Role {
     Ask(client::AskArgs),
     Chat(client::ChatArgs),
     Plan(tools::plan::PlanArgs),
+    Pack(tools::pack::PackArgs),
     Inspect(tools::inspect::InspectArgs),
     Tokenize(tools::tokenize::TokenizeArgs),
     Generate(tools::generate::GenerateArgs),
@@ -32,6 +34,9 @@ enum Role {
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    if let Err(error) = fault::exit_where_a_file_is_lost() {
+        eprintln!("hearth: a handler for SIGBUS: {error}");
+    }
     let result = match Cli::parse().role {
         Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
         Role::Ask(args) => match &args.talk.model {
@@ -43,6 +48,7 @@ fn main() -> ExitCode {
             Some(model) => report_own_daemon(with_daemon(model, |socket| client::chat_over(socket, &args))),
         },
         Role::Plan(args) => report(tools::plan::run(&args), tools::ToolError::exit_code),
+        Role::Pack(args) => report(tools::pack::run(&args), tools::ToolError::exit_code),
         Role::Inspect(args) => report(tools::inspect::run(&args), tools::ToolError::exit_code),
         Role::Tokenize(args) => report(tools::tokenize::run(&args), tools::ToolError::exit_code),
         Role::Generate(args) => report(tools::generate::run(&args), tools::ToolError::exit_code),

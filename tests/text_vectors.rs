@@ -11,17 +11,66 @@ use hearth::model::vocab::raw_vocab;
 use hearth::serve::model_text::ModelText;
 use hearth::serve::text::TextModel;
 use hearth::text::chat::{ChatInput, ChatTemplate};
-use hearth::text::{Detokenizer, TokenId, Vocab};
+use hearth::text::vocab::Tables;
+use hearth::text::{Detokenizer, RawVocab, TokenId, Vocab, VocabError};
 use hearth::wire::Message;
 use proptest::prelude::*;
 use serde_json::Value;
 
-fn vocab(model: &[u8]) -> Vocab {
+fn vocab(model: &[u8]) -> Vocab<'static> {
     let gguf = Gguf::parse(model).unwrap();
     let started = Instant::now();
     let vocab = Vocab::new(&raw_vocab(&gguf).unwrap()).unwrap();
     println!("{} tokens in {:?}, {} KiB", vocab.len(), started.elapsed(), vocab.memory_bytes() >> 10);
     vocab
+}
+
+/// Builds the tables of a packed model.
+fn with_tables(model: &[u8], test: impl FnOnce(&mut [(&'static str, Vec<u8>)])) {
+    let gguf = Gguf::parse(model).unwrap();
+    test(&mut Vocab::tables(&raw_vocab(&gguf).unwrap()).unwrap());
+}
+
+/// The vocabulary over mapped tables; scores, types and merges of the file are not looked at.
+fn mapped<'t>(model: &'t [u8], tables: &'t [(&'static str, Vec<u8>)]) -> Result<Vocab<'t>, VocabError> {
+    let gguf = Gguf::parse(model).unwrap();
+    let raw = RawVocab { scores: vec![], token_types: vec![], merges: None, ..raw_vocab(&gguf).unwrap() };
+    Vocab::mapped(&raw, &Tables::new(tables.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect()))
+}
+
+#[test]
+fn damaged_tables_give_other_tokens_or_an_error() {
+    for model in [models::smollm2(), models::gemma3()] {
+        with_tables(&model, |tables| {
+            let (mut refused, mut ran) = (0, 0);
+            let mut random = 1u64;
+            let mut next = || {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                usize::try_from(random >> 33).unwrap()
+            };
+            for _ in 0..60 {
+                let table = next() % tables.len();
+                let whole = tables[table].1.clone();
+                match next() % 3 {
+                    // Much of it: single bytes of megabytes are seldom met.
+                    0 => tables[table].1.iter_mut().step_by(3).for_each(|byte| *byte = 0xFF),
+                    1 => tables[table].1.iter_mut().for_each(|byte| *byte ^= next() as u8),
+                    _ => tables[table].1.truncate(whole.len() / 2 + next() % 4),
+                }
+                match mapped(&model, tables) {
+                    Err(_) => refused += 1,
+                    Ok(vocab) => {
+                        ran += 1;
+                        let ids = vocab.encode("Hello <|im_start|> wörld 123 ▁", true, true).unwrap();
+                        assert!(ids.iter().all(|id| id.index() < vocab.len()));
+                        vocab.decode(&ids, true);
+                    }
+                }
+                tables[table].1 = whole;
+            }
+            assert!(refused > 5 && ran > 5, "{refused} refused, {ran} ran");
+        });
+    }
 }
 
 fn rows(file: &str) -> Vec<Value> {
@@ -38,7 +87,7 @@ fn unhex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-fn check_rows(vocab: &Vocab, file: &str, expected_rows: usize) {
+fn check_rows(vocab: &Vocab<'_>, file: &str, expected_rows: usize) {
     let rows = rows(file);
     assert_eq!(rows.len(), expected_rows);
     for row in rows {
@@ -57,8 +106,10 @@ fn check_rows(vocab: &Vocab, file: &str, expected_rows: usize) {
 
 #[test]
 fn smollm2_rows_are_exact() {
-    let vocab = vocab(&models::smollm2());
+    let model = models::smollm2();
+    let vocab = vocab(&model);
     check_rows(&vocab, "tok_smollm2.jsonl", 132);
+    with_tables(&model, |tables| check_rows(&mapped(&model, tables).unwrap(), "tok_smollm2.jsonl", 132));
     assert_eq!((vocab.bos(), vocab.eos(), vocab.add_bos()), (Some(TokenId(1)), Some(TokenId(2)), false));
     for text in ["<|im_end|>", "<|endoftext|>"] {
         let id = vocab.token(text.as_bytes()).unwrap();
@@ -71,8 +122,10 @@ fn smollm2_rows_are_exact() {
 
 #[test]
 fn gemma3_rows_are_exact() {
-    let vocab = vocab(&models::gemma3());
+    let model = models::gemma3();
+    let vocab = vocab(&model);
     check_rows(&vocab, "tok_gemma3.jsonl", 132);
+    with_tables(&model, |tables| check_rows(&mapped(&model, tables).unwrap(), "tok_gemma3.jsonl", 132));
     assert!(vocab.add_bos() && vocab.is_eog(vocab.token(b"<end_of_turn>").unwrap()));
     assert!(vocab.is_control(TokenId(212)));
 }

@@ -160,6 +160,12 @@ impl<'m> Engine<'m> {
         }
     }
 
+    /// Makes the plan's memory resident, so that what was taken is there when a request needs it.
+    pub fn touch(&mut self) {
+        self.cache.touch();
+        self.scratch.touch();
+    }
+
     /// Takes a job.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::model::hyper::Hyper;
 use crate::model::kv::{BlockTable, KvCache};
 use crate::model::rope;
+use crate::sys::map::touch;
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
 
@@ -118,6 +119,21 @@ impl Scratch {
                     },
                 })
                 .collect(),
+        }
+    }
+
+    /// Makes every page of the large buffers memory now, not when a step first writes to it.
+    pub fn touch(&mut self) {
+        let Self { x, qkv, attention, ffn, last, logits, .. } = self;
+        [x, qkv, attention, ffn, last, logits].into_iter().for_each(|values| touch(values));
+        touch(&mut self.angles);
+        let workers = self.workers.iter_mut().map(|worker| {
+            touch(&mut worker.work.values);
+            &mut worker.input
+        });
+        for input in std::iter::once(&mut self.shared).chain(workers) {
+            touch(&mut input.quantized);
+            touch(&mut input.dense);
         }
     }
 

@@ -12,12 +12,15 @@ mod get;
 mod tests;
 mod types;
 mod value;
+mod writer;
 
 pub use error::GgufError;
-pub use types::GgmlType;
+pub use types::{GgmlType, TILED_IDS};
 pub use value::{Array, Strings, Value, ValueType};
+pub use writer::HeaderWriter;
 
 use cursor::Cursor;
+use hearth_kernels::packed_bytes;
 
 /// Metadata entries in a file.
 pub const MAX_METADATA: usize = 65_536;
@@ -120,6 +123,11 @@ impl<'m> Gguf<'m> {
         place_tensors(&mut tensors, cursor.offset().next_multiple_of(gguf.alignment), bytes.len() as u64)?;
         gguf.tensors = tensors;
         Ok(gguf)
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &'m [u8] {
+        self.bytes
     }
 
     /// The container's version, 2 or 3.
@@ -233,6 +241,14 @@ fn read_tensor<'m>(cursor: &mut Cursor<'m>, alignment: u64) -> Result<TensorInfo
     let elements = if dims.contains(&0) { 0 } else { elements };
     let bytes = match ggml_type {
         GgmlType::Unknown(_) => 0,
+        GgmlType::Tiled(format) => {
+            let matrix = || {
+                let (cols, rows) = (usize::try_from(dims[0]).ok()?, usize::try_from(dims[1]).ok()?);
+                let bytes = packed_bytes(format, rows, cols)?;
+                u64::try_from(bytes).ok().filter(|_| n_dims <= 2)
+            };
+            matrix().ok_or_else(|| bad_shape(dims, "tiles hold one matrix that fits the address space"))?
+        }
         known => {
             let block = known.block_size();
             if !dims[0].is_multiple_of(block) {

@@ -40,6 +40,11 @@ impl KvCache {
         Self { values: vec![0; hyper.n_layer * layer_len], layer_len, plane_len, blocks, free: numbers.rev().collect() }
     }
 
+    /// Makes every page memory now, not when a sequence first writes to it.
+    pub fn touch(&mut self) {
+        crate::sys::map::touch(&mut self.values);
+    }
+
     /// Bytes that [`KvCache::new`] takes.
     pub fn bytes(hyper: &Hyper, blocks: usize) -> Option<usize> {
         let per_block = hyper.n_layer.checked_mul(hyper.n_head_kv)?.checked_mul(kv_block_len(hyper.head_dim))?;

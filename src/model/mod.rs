@@ -1,7 +1,7 @@
 //! One model: its hyperparameters, weights and forward pass. Token ids in, logits out; text and requests are unknown here.
 //!
-//! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors, repacked) ·
-//! [`plan`] (what all of it takes in memory) · [`rope`], [`kv`], [`forward`] (a step) · [`mod@reference`] (the same model computed
+//! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors as
+//! tiles) · [`packed`] (the file that has them ready) · [`plan`] (what all of it takes in memory) · [`rope`], [`kv`], [`forward`] (a step) · [`mod@reference`] (the same model computed
 //! in plain F32, to be close to). Next on the data's way: `engine`.
 
 pub mod arch;
@@ -9,6 +9,7 @@ pub mod forward;
 pub mod gguf;
 pub mod hyper;
 pub mod kv;
+pub mod packed;
 pub mod plan;
 pub mod reference;
 pub mod rope;
@@ -22,7 +23,7 @@ use weights::{WeightLayout, Weights};
 use crate::sys::map::Region;
 use crate::sys::workers::Workers;
 
-/// A loaded model. Borrows the tiles of one [`Region`].
+/// A loaded model. Borrows its tiles: of one [`Region`], or of the packed file.
 #[derive(Debug)]
 pub struct Model<'m> {
     /// Its numbers.
@@ -51,6 +52,18 @@ impl<'m> Model<'m> {
     ) -> Result<Self, ModelError> {
         layout.repack(gguf, region.bytes_mut(), workers, progress)?;
         let weights = Weights::bind(gguf, &hyper, layout, region.bytes())?;
+        let rope = RopeFrequencies::new(&hyper.rope, weights.rope_factors.as_deref());
+        Ok(Self { hyper, weights, rope })
+    }
+}
+
+impl<'m> Model<'m> {
+    /// Binds the model to the tiles of a packed file: nothing is copied but norms.
+    ///
+    /// # Errors
+    /// A norm is missing, misshapen or not finite, or the file was not mapped to a page's boundary.
+    pub fn map(gguf: &gguf::Gguf<'m>, hyper: Hyper, layout: &WeightLayout) -> Result<Self, ModelError> {
+        let weights = Weights::bind(gguf, &hyper, layout, gguf.bytes())?;
         let rope = RopeFrequencies::new(&hyper.rope, weights.rope_factors.as_deref());
         Ok(Self { hyper, weights, rope })
     }
@@ -152,6 +165,21 @@ pub enum ModelError {
     BadVector {
         /// The tensor.
         tensor: String,
+    },
+    /// Packed in a layout that these kernels do not read.
+    #[error(
+        "its tiles are {found:?} version {version}, this program reads {:?} version {}; pack it again: \
+         hearth pack --force {source_name} FILE.hearth",
+        packed::LAYOUT,
+        packed::LAYOUT_VERSION
+    )]
+    Layout {
+        /// The layout's name in the file.
+        found: String,
+        /// Its version.
+        version: u32,
+        /// The name of the file that was packed.
+        source_name: String,
     },
     /// The region does not fit the layout.
     #[error("tensor {tensor:?}: {source}")]

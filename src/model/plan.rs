@@ -44,8 +44,10 @@ pub struct MemoryPlan {
     pub items: Vec<Item>,
     /// Sum of `items`.
     pub total_bytes: u64,
-    /// The model file, mapped: page cache, given back under pressure.
+    /// The model file, mapped: page cache, given back under pressure. A packed one stays mapped, a plain one while it loads.
     pub mapped_bytes: u64,
+    /// The file stays mapped: its tiles are used where they are.
+    pub packed: bool,
     /// Positions a sequence.
     pub ctx: usize,
     /// Sequences at once.
@@ -99,10 +101,13 @@ impl MemoryPlan {
             ("thread stacks", THREAD_STACK_BYTES + capacity.threads * WORKER_STACK_BYTES),
             ("process", PROCESS_BYTES),
         ];
-        let items: Vec<Item> = items.map(|(name, bytes)| Item { name, bytes: bytes as u64 }).into();
+        // A packed file's tiles stay where they are.
+        let taken = items.into_iter().filter(|item| !(layout.is_packed() && item.0.ends_with("(tiles)")));
+        let items: Vec<Item> = taken.map(|(name, bytes)| Item { name, bytes: bytes as u64 }).collect();
         let total_bytes = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.bytes));
         let Capacity { ctx, sequences, threads, .. } = capacity;
-        Self { items, total_bytes, mapped_bytes: file_bytes as u64, ctx, sequences, threads }
+        let packed = layout.is_packed();
+        Self { items, total_bytes, mapped_bytes: file_bytes as u64, packed, ctx, sequences, threads }
     }
 
     /// Compares with what the machine can give.

@@ -1,13 +1,14 @@
-//! A model's weights: found in the GGUF by name, checked for shape and type, repacked into R16K4 tiles in one region.
+//! A model's weights: found in the file by name, checked for shape and type, and R16K4 tiles: as the packed file has them, or
+//! repacked from a plain GGUF into one region.
 //!
 //! [`WeightLayout`] is the plan (names, shapes, offsets: what `model::plan` prints), [`WeightLayout::repack`] fills the region,
 //! [`Weights`] are the views that `model::forward` reads. Repacking keeps every quantization block bit-exact.
 
 use hearth_kernels::{Format, Matrix, ROW_GROUP, pack_row_group, packed_bytes};
 
-use crate::model::ModelError;
 use crate::model::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::model::hyper::Hyper;
+use crate::model::{ModelError, packed};
 use crate::sys::workers::Workers;
 
 /// Tiles begin at multiples of this many bytes.
@@ -17,11 +18,13 @@ pub const TILE_ALIGNMENT_BYTES: usize = 64;
 #[derive(Clone, Debug, Default)]
 pub struct WeightLayout {
     matrices: Vec<PlannedMatrix>,
-    /// Bytes of the region that holds them all.
+    /// Bytes of the region that holds them all; 0 where they stay in the file.
     region_bytes: usize,
+    /// The file holds tiles.
+    is_packed: bool,
 }
 
-/// One matrix in the region.
+/// One matrix in the region, or in the packed file.
 #[derive(Clone, Debug)]
 pub struct PlannedMatrix {
     /// The tensor's name.
@@ -32,9 +35,9 @@ pub struct PlannedMatrix {
     pub rows: usize,
     /// Input features.
     pub cols: usize,
-    /// First byte in the region, a multiple of [`TILE_ALIGNMENT_BYTES`].
+    /// First byte in the region (a multiple of [`TILE_ALIGNMENT_BYTES`]), or in the packed file.
     pub offset: usize,
-    /// Bytes in the region.
+    /// Bytes of its tiles.
     pub bytes: usize,
 }
 
@@ -83,10 +86,11 @@ impl WeightLayout {
     /// Finds and checks every tensor that the model needs.
     ///
     /// # Errors
-    /// A tensor is missing, has another shape or an unsupported type, or the file has tensors that this architecture does not
-    /// use (a model that needs more than hearth computes would answer wrongly).
+    /// A tensor is missing, has another shape or an unsupported type, the file has tensors that this architecture does not
+    /// use (a model that needs more than hearth computes would answer wrongly), or it was packed in another layout.
     pub fn new(gguf: &Gguf<'_>, hyper: &Hyper) -> Result<Self, ModelError> {
-        let mut layout = Self { matrices: Vec::new(), region_bytes: 0 };
+        let is_packed = packed::read(gguf)?.is_some();
+        let mut layout = Self { matrices: Vec::new(), region_bytes: 0, is_packed };
         layout.add(gguf, EMBEDDINGS, hyper.n_vocab, hyper.n_embd)?;
         for layer in 0..hyper.n_layer {
             let shapes = [
@@ -114,7 +118,12 @@ impl WeightLayout {
         &self.matrices
     }
 
-    /// Bytes of the region that [`WeightLayout::repack`] fills.
+    /// Whether the file holds tiles, so that nothing is repacked.
+    pub fn is_packed(&self) -> bool {
+        self.is_packed
+    }
+
+    /// Bytes of the region that [`WeightLayout::repack`] fills; 0 for a packed file.
     pub fn region_bytes(&self) -> usize {
         self.region_bytes
     }
@@ -126,7 +135,7 @@ impl WeightLayout {
         self.matrices.iter().filter(|matrix| !(untied && matrix.name == EMBEDDINGS)).map(|matrix| matrix.bytes).sum()
     }
 
-    /// Fills `region` from the file, matrix by matrix, row groups spread over the workers. `progress` gets the bytes done.
+    /// Fills `region` from a plain file, matrix by matrix, row groups spread over the workers. `progress` gets the bytes done.
     ///
     /// # Errors
     /// A weight or a block's scale is NaN or infinite: names the tensor, the row and the column.
@@ -140,6 +149,9 @@ impl WeightLayout {
         workers: &mut Workers,
         mut progress: impl FnMut(usize),
     ) -> Result<(), ModelError> {
+        if self.is_packed {
+            return Ok(());
+        }
         let mut errors: Vec<Option<(usize, hearth_kernels::PackError)>> = vec![None; workers.threads()];
         for matrix in &self.matrices {
             let source = tensor(gguf, &matrix.name)?;
@@ -173,29 +185,45 @@ impl WeightLayout {
     fn add(&mut self, gguf: &Gguf<'_>, name: &str, rows: usize, cols: usize) -> Result<(), ModelError> {
         let info = tensor(gguf, name)?;
         expect_shape(info, &[cols, rows])?;
-        let format = format_of(info)?;
+        let format = self.format_of(info)?;
         let too_large = || ModelError::TooLarge { tensor: name.into() };
         let bytes = packed_bytes(format, rows, cols).ok_or_else(too_large)?;
-        let source = rows.checked_mul(format.source_row_bytes(cols)).and_then(|bytes| u64::try_from(bytes).ok());
-        if source != Some(info.bytes) {
+        let in_file = if self.is_packed { Some(bytes) } else { rows.checked_mul(format.source_row_bytes(cols)) };
+        if in_file.and_then(|bytes| u64::try_from(bytes).ok()) != Some(info.bytes) {
             return Err(too_large());
         }
-        let offset = self.region_bytes;
-        let end = offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(TILE_ALIGNMENT_BYTES));
-        self.region_bytes = end.ok_or_else(too_large)?;
+        let offset = if self.is_packed {
+            usize::try_from(info.offset).map_err(|_| too_large())?
+        } else {
+            let offset = self.region_bytes;
+            let end = offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(TILE_ALIGNMENT_BYTES));
+            self.region_bytes = end.ok_or_else(too_large)?;
+            offset
+        };
         self.matrices.push(PlannedMatrix { name: name.into(), format, rows, cols, offset, bytes });
         Ok(())
+    }
+
+    /// The kernels' format of a tensor's type: tiles in a packed file, rows in any other.
+    fn format_of(&self, info: &TensorInfo<'_>) -> Result<Format, ModelError> {
+        let is_tiled = matches!(info.ggml_type, GgmlType::Tiled(_));
+        let format = info.ggml_type.format().filter(|_| is_tiled == self.is_packed);
+        format
+            .ok_or_else(|| ModelError::UnsupportedType { tensor: info.name.into(), found: info.ggml_type.to_string() })
     }
 }
 
 impl<'m> Weights<'m> {
-    /// Binds the views to a region that [`WeightLayout::repack`] filled, and reads the norms.
+    /// Binds the views to a region that [`WeightLayout::repack`] filled, or to the bytes of a packed file, and reads the norms.
     ///
     /// # Errors
-    /// A norm is missing, misshapen, not F32, or not finite.
-    pub fn bind(gguf: &Gguf<'_>, hyper: &Hyper, layout: &WeightLayout, region: &'m [u8]) -> Result<Self, ModelError> {
+    /// A norm is missing, misshapen, not F32, or not finite; tiles do not begin on a multiple of [`TILE_ALIGNMENT_BYTES`].
+    ///
+    /// # Panics
+    /// `tiles` is shorter than the layout says.
+    pub fn bind(gguf: &Gguf<'_>, hyper: &Hyper, layout: &WeightLayout, tiles: &'m [u8]) -> Result<Self, ModelError> {
         let mut matrices = layout.matrices.iter().map(|planned| {
-            Matrix::new(planned.format, planned.rows, planned.cols, &region[planned.offset..][..planned.bytes])
+            Matrix::new(planned.format, planned.rows, planned.cols, &tiles[planned.offset..][..planned.bytes])
                 .map_err(|source| ModelError::Tiles { tensor: planned.name.clone(), source })
         });
         let mut next = || matrices.next().ok_or(ModelError::MissingTensor { name: OUTPUT.into() })?;
@@ -222,22 +250,6 @@ impl<'m> Weights<'m> {
         }
         Ok(Self { embeddings, output, output_norm: vector(gguf, OUTPUT_NORM, hyper.n_embd)?, layers, rope_factors })
     }
-}
-
-/// The kernels' format of a tensor's type.
-fn format_of(info: &TensorInfo<'_>) -> Result<Format, ModelError> {
-    let format = match info.ggml_type {
-        GgmlType::F32 => Format::F32,
-        GgmlType::F16 => Format::F16,
-        GgmlType::BF16 => Format::Bf16,
-        GgmlType::Q8_0 => Format::Q8_0,
-        GgmlType::Q4_0 => Format::Q4_0,
-        GgmlType::Q4_1 => Format::Q4_1,
-        GgmlType::Q5_0 => Format::Q5_0,
-        GgmlType::Q5_1 => Format::Q5_1,
-        other => return Err(ModelError::UnsupportedType { tensor: info.name.into(), found: other.name().to_string() }),
-    };
-    Ok(format)
 }
 
 /// Reads a vector of `len` finite F32 values.
@@ -271,7 +283,7 @@ fn expect_shape(info: &TensorInfo<'_>, wanted: &[usize]) -> Result<(), ModelErro
 /// Refuses tensors that the forward pass would leave out: biases, experts, extra norms.
 fn refuse_unused(gguf: &Gguf<'_>, hyper: &Hyper) -> Result<(), ModelError> {
     let used = |name: &str| {
-        if [EMBEDDINGS, OUTPUT, OUTPUT_NORM, ROPE_FACTORS].contains(&name) {
+        if [EMBEDDINGS, OUTPUT, OUTPUT_NORM, ROPE_FACTORS].contains(&name) || name.starts_with(packed::TABLE_PREFIX) {
             return true;
         }
         let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {

@@ -17,6 +17,7 @@ use crate::engine::Engine;
 use crate::engine::queue::Rings;
 use crate::engine::sampler::SamplingParams;
 use crate::sys::cpu;
+use crate::sys::map::{LockError, lock_all};
 use crate::text::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES};
 use crate::text::{TokenId, Vocab};
 use crate::tools::session::{
@@ -65,12 +66,18 @@ pub struct CapacityArgs {
     /// The date that chat templates print where a request names none; the clock is never read
     #[arg(long, value_name = "YYYY-MM-DD")]
     date: Option<String>,
+    /// Keep the model and every buffer in memory (mlock); what does not fit RLIMIT_MEMLOCK is refused
+    #[arg(long)]
+    lock: bool,
+    /// Make all of the plan resident before the daemon is ready. Not for a client's own daemon, which lives for one question.
+    #[arg(skip = true)]
+    touch: bool,
 }
 
 impl Default for CapacityArgs {
     /// What a command line without any of the flags gives.
     fn default() -> Self {
-        Self { ctx: None, sequences: DEFAULT_SEQUENCES, chat_template: None, date: None }
+        Self { ctx: None, sequences: DEFAULT_SEQUENCES, chat_template: None, date: None, lock: false, touch: true }
     }
 }
 
@@ -99,6 +106,9 @@ pub enum DaemonError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// `--lock`.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A flag's value.
     #[error("{0}")]
     Usage(String),
@@ -142,7 +152,7 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
 /// The daemon cannot start, or its I/O loop failed.
 pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send) -> Result<R, DaemonError> {
     let model = &ModelArgs { model: model.into(), threads: None, threads_batch: None, kernels: None };
-    let capacity = &CapacityArgs { sequences: 1, ..CapacityArgs::default() };
+    let capacity = &CapacityArgs { sequences: 1, touch: false, ..CapacityArgs::default() };
     log_to_stderr(LevelFilter::Warn);
     let io = |what: &str| {
         let what = what.to_owned();
@@ -182,19 +192,32 @@ fn serve(
     let wanted = Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS);
     let cpus = cpu::allowed_cpus();
     with_model(model, wanted, |session| {
-        let Session { model: loaded, vocab, gguf, kernels, workers, capacity: sizes, plan, .. } = session;
+        let Session { model: loaded, vocab, name, chat_template, kernels, workers, capacity: sizes, plan, .. } =
+            session;
         log::info!("{}", plan.line());
         log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
-        let template = template(&model.model, capacity, gguf, vocab)?;
+        let template = template(&model.model, capacity, chat_template, vocab)?;
         let text = &ModelText { vocab, template: template.as_ref(), context_tokens: sizes.ctx };
-        // Owned and bounded: the file may be replaced under a running daemon, and its name goes into every answer.
-        let name = gguf.str("general.name").ok().flatten().unwrap_or("model");
+        // Bounded: it goes into every answer.
+        let name = name.as_deref().unwrap_or("model");
         let model_id = &name.chars().filter(|c| !c.is_control()).take(MAX_MODEL_ID_CHARS).collect::<String>();
         let mut rings = Box::new(Rings::new());
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
         let (end, unbound) = rings.split().map_err(eventfd)?;
         let link = unbound.bind(std::thread::current());
-        let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        if capacity.lock && plan.packed {
+            // What is locked is not given back under pressure, so the file counts as the plan does.
+            let available = cpu::available_memory_bytes().map_err(SessionError::from)?;
+            let room = available.saturating_sub(plan.mapped_bytes);
+            plan.check(&loaded.hyper, room).map_err(SessionError::from)?;
+        }
+        let mut engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        if capacity.touch {
+            engine.touch();
+        }
+        if capacity.lock {
+            lock_all()?;
+        }
         std::thread::scope(|scope| {
             let io = std::thread::Builder::new().name("io".into()).stack_size(IO_STACK_BYTES);
             let io = io.spawn_scoped(scope, move || {
@@ -239,8 +262,8 @@ fn serve(
 fn template(
     model: &Path,
     capacity: &CapacityArgs,
-    gguf: &crate::model::gguf::Gguf<'_>,
-    vocab: &Vocab,
+    own: Option<String>,
+    vocab: &Vocab<'_>,
 ) -> Result<Option<ChatTemplate>, DaemonError> {
     let (path, source) = match &capacity.chat_template {
         Some(path) => {
@@ -254,7 +277,7 @@ fn template(
             }
             (path.as_path(), Some(std::fs::read_to_string(path).map_err(io)?))
         }
-        None => (model, gguf.str("tokenizer.chat_template").ok().flatten().map(str::to_owned)),
+        None => (model, own),
     };
     let Some(source) = source else {
         log::warn!(

@@ -12,7 +12,7 @@ use crate::wire::Message;
 #[derive(Clone, Copy, Debug)]
 pub struct ModelText<'m> {
     /// Its vocabulary.
-    pub vocab: &'m Vocab,
+    pub vocab: &'m Vocab<'m>,
     /// Its chat template; without one only `/v1/completions` is served.
     pub template: Option<&'m ChatTemplate>,
     /// Positions of a sequence: longer texts are not worth encoding.
@@ -69,7 +69,7 @@ impl TextModel for ModelText<'_> {
 
 /// Tokens to bytes, bytes to whole characters, characters to text that no stop string can still claim.
 struct ModelAnswer<'m> {
-    vocab: &'m Vocab,
+    vocab: &'m Vocab<'m>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
 }
@@ -95,7 +95,7 @@ mod tests {
     use crate::text::vocab::{RawVocab, SpecialIds};
 
     /// Control tokens `<s>` 1 and `</s>` 2, the bytes of é, and letters.
-    fn vocab() -> Vocab {
+    fn vocab() -> Vocab<'static> {
         let tokens = ["<unk>", "<s>", "</s>", "<0xC3>", "<0xA9>", "a", "b", "c"];
         let tokens: Vec<&[u8]> = tokens.iter().map(|t| t.as_bytes()).collect();
         Vocab::new(&RawVocab {

@@ -36,12 +36,29 @@ pub fn allow(cpus: &[usize]) {
     }
 }
 
-/// Bytes that may still be allocated without swapping: `MemAvailable`, or less where a cgroup says so.
-/// `None` where neither can be read (no /proc yet).
-pub fn available_memory_bytes() -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let available = field_kib(&meminfo, "MemAvailable:")?.checked_mul(1024)?;
-    Some(cgroup_room().map_or(available, |room| room.min(available)))
+/// Nobody says how much memory is left.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}; /proc must be mounted: the memory plan is checked against it")]
+pub struct NoMemoryFigures {
+    /// The file that was to say it.
+    pub path: &'static str,
+    /// What is wrong with it.
+    pub source: std::io::Error,
+}
+
+/// Bytes that may still be allocated without swapping: `MemAvailable`, or less where a cgroup, or one that it is in, says so.
+///
+/// # Errors
+/// /proc is not mounted, or says nothing of `MemAvailable`.
+pub fn available_memory_bytes() -> Result<u64, NoMemoryFigures> {
+    const PATH: &str = "/proc/meminfo";
+    let failed = |source| NoMemoryFigures { path: PATH, source };
+    let meminfo = std::fs::read_to_string(PATH).map_err(failed)?;
+    let available = field_kib(&meminfo, "MemAvailable:").and_then(|kib| kib.checked_mul(1024));
+    let missing = || failed(std::io::Error::other("no MemAvailable (Linux 3.14 has it)"));
+    let available = available.ok_or_else(missing)?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Ok(cgroup_room(Path::new("/sys/fs/cgroup"), &own).map_or(available, |room| room.min(available)))
 }
 
 /// What the process holds now, from `/proc/self/status`.
@@ -72,21 +89,48 @@ fn field_kib(text: &str, key: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Room below the cgroup v2 limit, if there is one. Page cache is given back under pressure and counts as room.
-fn cgroup_room() -> Option<u64> {
-    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+/// Least room below a cgroup v2 limit, the process's own or one of those around it; `None` where none has a limit. Page cache is given
+/// back under pressure and counts as room. `own`: /proc/self/cgroup.
+fn cgroup_room(root: &Path, own: &str) -> Option<u64> {
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let base = Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
-    let read = |name: &str| std::fs::read_to_string(base.join(name)).ok();
-    let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-    let stat = read("memory.stat")?;
-    let anon: u64 = stat.lines().find_map(|line| line.strip_prefix("anon "))?.trim().parse().ok()?;
-    Some(limit.saturating_sub(anon))
+    let innermost = root.join(path.trim_start_matches('/'));
+    let room = |group: &Path| {
+        let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
+        let limit: u64 = read("memory.max")?.trim().parse().ok()?;
+        let stat = read("memory.stat")?;
+        let anon: u64 = stat.lines().find_map(|line| line.strip_prefix("anon "))?.trim().parse().ok()?;
+        Some(limit.saturating_sub(anon))
+    };
+    innermost.ancestors().take_while(|group| group.starts_with(root)).filter_map(room).min()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_tightest_cgroup_around_the_process_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let inner = root.path().join("slice/service");
+        std::fs::create_dir_all(&inner).unwrap();
+        let write = |folder: &str, max: &str, anon: u64| {
+            let folder = root.path().join(folder);
+            std::fs::write(folder.join("memory.max"), max).unwrap();
+            std::fs::write(folder.join("memory.stat"), format!("anon {anon}\nfile 77\n")).unwrap();
+        };
+        let own = "1:name=systemd:/old\n0::/slice/service\n";
+        assert_eq!(cgroup_room(root.path(), own), None);
+        write("slice/service", "max\n", 5);
+        assert_eq!(cgroup_room(root.path(), own), None);
+        write("slice", "1000\n", 300);
+        assert_eq!(cgroup_room(root.path(), own), Some(700));
+        write("slice/service", "900\n", 5);
+        assert_eq!(cgroup_room(root.path(), own), Some(700));
+        write("", "400\n", 350);
+        assert_eq!(cgroup_room(root.path(), own), Some(50));
+        assert_eq!(cgroup_room(root.path(), "0::/\n"), Some(50));
+    }
 
     #[test]
     fn meminfo_field_is_found_and_others_are_not() {
@@ -99,6 +143,6 @@ mod tests {
     fn this_process_has_a_core_and_memory() {
         assert!(!allowed_cpus().is_empty());
         assert!(resident_memory().anon_bytes > 0);
-        assert!(available_memory_bytes().is_some_and(|bytes| bytes > 0));
+        assert!(available_memory_bytes().unwrap() > 0);
     }
 }

@@ -2,9 +2,18 @@
 //! Next on the data's way: `model::gguf` parses the bytes, `model::weights` fills a region with tiles.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, MmapMut};
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Bytes of a file that are asked for ahead and waited for together.
+const READ_AHEAD_BYTES: usize = 8 << 20;
+/// Large pages begin at multiples of this many bytes.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// A model file mapped read-only. Owned by the frame that serves; everything else borrows its bytes.
 #[derive(Debug)]
@@ -64,6 +73,27 @@ impl Mapping {
         &self.map
     }
 
+    /// Reads the whole file into the page cache and maps its pages, a window at a time, the next one under way meanwhile.
+    /// `progress` gets the bytes done.
+    pub fn read_ahead(&self, mut progress: impl FnMut(usize)) {
+        let len = self.map.len();
+        let window = |start: usize| READ_AHEAD_BYTES.min(len - start);
+        for start in (0..len).step_by(READ_AHEAD_BYTES) {
+            let next = start + window(start);
+            if next < len {
+                // Advice only: without it the next window is read when its turn comes.
+                let _ = self.map.advise_range(Advice::WillNeed, next, window(next));
+            }
+            if self.map.advise_range(Advice::PopulateRead, start, window(start)).is_err() {
+                // Before Linux 5.14, or a page that cannot be read, which this meets as everybody else would.
+                for page in self.map[start..next].iter().step_by(page_bytes()) {
+                    std::hint::black_box(*page);
+                }
+            }
+            progress(next);
+        }
+    }
+
     /// Tells the kernel that the file is about to be read once, front to back.
     pub fn will_read_sequentially(&self) {
         // Advice only: a kernel that refuses it reads a little slower.
@@ -71,33 +101,91 @@ impl Mapping {
     }
 }
 
-/// A page-aligned anonymous region, zeroed, taken once and never grown.
+/// An anonymous region, zeroed, taken once and never grown; it begins where a large page can.
 #[derive(Debug)]
 pub struct Region {
     map: MmapMut,
+    range: Range<usize>,
 }
 
 impl Region {
-    /// Takes `bytes` bytes (at least one page's worth of address space).
+    /// Takes `bytes` bytes of address space; memory comes as they are written.
     ///
     /// # Errors
     /// The kernel has no such range left.
     pub fn new(bytes: usize) -> Result<Self, std::io::Error> {
-        let map = MmapMut::map_anon(bytes.max(1))?;
+        let is_large = bytes >= HUGE_PAGE_BYTES;
+        let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+        // The last page may be a large one, and the first begins up to one later than the kernel says.
+        let taken = if is_large {
+            let whole = bytes.checked_next_multiple_of(HUGE_PAGE_BYTES);
+            whole.and_then(|whole| whole.checked_add(HUGE_PAGE_BYTES)).ok_or_else(too_large)?
+        } else {
+            bytes.max(1)
+        };
+        let map = MmapMut::map_anon(taken)?;
+        let start = if is_large { map.as_ptr().addr().wrapping_neg() % HUGE_PAGE_BYTES } else { 0 };
         // 2 MiB pages where the kernel offers them: fewer TLB misses in a stream of weights.
         let _ = map.advise(Advice::HugePage);
-        Ok(Self { map })
+        Ok(Self { map, range: start..start + bytes.max(1) })
     }
 
     /// The region, to be read.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        &self.map[self.range.clone()]
     }
 
     /// The region, to be filled.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+        &mut self.map[self.range.clone()]
     }
+}
+
+/// Bytes of a page of this kernel: 4, 16 or 64 KiB.
+pub fn page_bytes() -> usize {
+    let bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|bytes| usize::try_from(bytes).ok());
+    // The smallest there is: right for touching every page, whatever it is.
+    bytes.filter(|&bytes| bytes > 0).unwrap_or(4096)
+}
+
+/// Writes zeros so that every page of `values`, all zeros as `vec!` made them, is memory and not a promise of it.
+pub fn touch<T: Copy>(values: &mut [T]) {
+    let step = (page_bytes() / size_of::<T>().max(1)).max(1);
+    for value in values.iter_mut().step_by(step) {
+        *value = std::hint::black_box(*value);
+    }
+}
+
+/// Why memory could not be locked.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--lock: locking {needed_bytes} bytes of memory was refused ({source}); RLIMIT_MEMLOCK is {limit}: raise it \
+     (ulimit -l {}) or run with CAP_IPC_LOCK",
+    needed_bytes.div_ceil(1024)
+)]
+pub struct LockError {
+    /// Address space that the process has now.
+    pub needed_bytes: u64,
+    /// The limit in bytes, or "unlimited".
+    pub limit: String,
+    /// What the kernel said.
+    pub source: std::io::Error,
+}
+
+/// Locks all memory that the process has now, mapped files included, so that none of it is read again. What is taken later is not.
+///
+/// # Errors
+/// The kernel refused, mostly for RLIMIT_MEMLOCK.
+pub fn lock_all() -> Result<(), LockError> {
+    mlockall(MlockAllFlags::MCL_CURRENT).map_err(|errno| {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+        let pages: u64 = pages.split_whitespace().next().and_then(|pages| pages.parse().ok()).unwrap_or(0);
+        let limit = match getrlimit(Resource::RLIMIT_MEMLOCK) {
+            Ok((nix::libc::RLIM_INFINITY, _)) | Err(_) => "unlimited".to_owned(),
+            Ok((bytes, _)) => format!("{bytes} bytes"),
+        };
+        LockError { needed_bytes: pages.saturating_mul(page_bytes() as u64), limit, source: errno.into() }
+    })
 }
 
 #[cfg(test)]
@@ -125,5 +213,61 @@ mod tests {
         assert_eq!(region.bytes().as_ptr().align_offset(64), 0);
         region.bytes_mut()[9_999] = 7;
         assert_eq!(region.bytes()[9_999], 7);
+    }
+
+    /// What the kernel counts under `key`, in kB, in the mapping that holds `address`.
+    fn smaps_kib(address: usize, key: &str) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_ours = false;
+        for line in smaps.lines() {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            if let Some((start, end)) = range
+                && let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16))
+            {
+                is_ours = (start..end).contains(&address);
+            } else if let Some(kib) = line.strip_prefix(key)
+                && is_ours
+            {
+                return kib.trim().trim_end_matches(" kB").parse().unwrap();
+            }
+        }
+        panic!("no mapping holds {address:#x}");
+    }
+
+    #[test]
+    fn a_large_region_begins_where_a_large_page_does_and_gets_them() {
+        let mut region = Region::new(10 << 20).unwrap();
+        let address = region.bytes().as_ptr().addr();
+        assert_eq!(address % HUGE_PAGE_BYTES, 0);
+        assert_eq!(region.bytes().len(), 10 << 20);
+        region.bytes_mut().fill(1);
+        let offered = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+        if offered.contains("[always]") || offered.contains("[madvise]") {
+            let kib = smaps_kib(address, "AnonHugePages:");
+            assert!(kib >= 2048, "{kib} kB");
+        }
+    }
+
+    #[test]
+    fn touched_memory_is_resident() {
+        let mut values = vec![0u16; 16 << 20];
+        let middle = values[8 << 20..].as_ptr().addr();
+        let before = smaps_kib(middle, "Anonymous:");
+        touch(&mut values);
+        let after = smaps_kib(middle, "Anonymous:");
+        assert!(after >= 31 << 10 && after > before, "{after} kB after {before}");
+        assert!(values.iter().all(|&value| value == 0));
+    }
+
+    #[test]
+    fn reading_ahead_goes_through_the_whole_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        let len = 2 * READ_AHEAD_BYTES + 5;
+        std::fs::write(&path, vec![3; len]).unwrap();
+        let mut steps = Vec::new();
+        Mapping::open(&path).unwrap().read_ahead(|done| steps.push(done));
+        assert_eq!(steps, [READ_AHEAD_BYTES, 2 * READ_AHEAD_BYTES, len]);
+        assert!(page_bytes().is_power_of_two());
     }
 }

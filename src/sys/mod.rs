@@ -1,7 +1,8 @@
 //! What hearth needs of the kernel and the CPU: memory maps, pinning, worker threads, epoll, signals, serial lines.
-//! Everything above this module is safe code; `map` and `workers` hold the crate's `unsafe`.
+//! Everything above this module is safe code; `fault`, `map` and `workers` hold the crate's `unsafe`.
 
 pub mod cpu;
+pub mod fault;
 pub mod map;
 pub mod poll;
 pub mod signals;

@@ -8,12 +8,12 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::split::Splitter;
-use super::table::{IndexTable, Seed};
-use super::vocab::{EncodeError, Texts, VocabError};
+use super::table::{IndexTable, Numbers, Seed};
+use super::vocab::{EncodeError, Tables, Texts, VocabError};
 use super::{RawVocab, TokenId};
 
 /// One merge: the pair and what it becomes, as string numbers. Its rank is its index.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Merge {
     left: u32,
     right: u32,
@@ -22,28 +22,42 @@ struct Merge {
 
 /// The merging side of a byte-level vocabulary.
 #[derive(Debug)]
-pub struct Bpe {
+pub struct Bpe<'m> {
     splitter: Splitter,
     /// A word that is a token as it stands is taken without merging.
     whole_words_first: bool,
-    merges: Vec<Merge>,
-    by_pair: IndexTable,
+    merges: Merges<'m>,
+    by_pair: IndexTable<'m>,
     seed: Seed,
     /// The string number of every byte's character.
     bytes: [u32; 256],
 }
 
-impl Bpe {
+/// Three numbers a merge: left, right, merged.
+#[derive(Debug)]
+struct Merges<'m>(Numbers<'m>);
+
+impl Merges<'_> {
+    fn get(&self, rank: u32) -> Option<Merge> {
+        let at = (rank as usize).checked_mul(3)?;
+        Some(Merge { left: self.0.get(at)?, right: self.0.get(at + 1)?, merged: self.0.get(at + 2)? })
+    }
+
+    fn is_pair(&self, rank: u32, left: u32, right: u32) -> bool {
+        self.get(rank).is_some_and(|merge| (merge.left, merge.right) == (left, right))
+    }
+}
+
+impl<'m> Bpe<'m> {
     /// Reads merges; strings they speak of are added to `texts`.
     ///
     /// # Errors
     /// Unknown pre-tokenizer, no merges, or a merge that is no pair.
-    pub(super) fn new<'m, S>(raw: &RawVocab<'m, S>, texts: &mut Texts) -> Result<Self, VocabError>
+    pub(super) fn new<'r, S>(raw: &RawVocab<'r, S>, texts: &mut Texts<'m>) -> Result<Self, VocabError>
     where
-        S: ExactSizeIterator<Item = &'m [u8]> + Clone,
+        S: ExactSizeIterator<Item = &'r [u8]> + Clone,
     {
-        let pre = raw.pre.unwrap_or("default");
-        let splitter = Splitter::named(pre).ok_or_else(|| VocabError::UnsupportedPre { found: pre.to_string() })??;
+        let (splitter, whole_words_first) = splitter(raw.pre)?;
         let listed = raw.merges.clone().ok_or(VocabError::NoMerges)?;
 
         let mut bytes = [0; 256];
@@ -51,7 +65,7 @@ impl Bpe {
             *number = texts.intern(&[byte_char(byte).encode_utf8(&mut [0; 4]).as_bytes()])?;
         }
         let seed = texts.seed();
-        let mut merges: Vec<Merge> = Vec::with_capacity(listed.len());
+        let mut merges = Merges(Numbers::Own(Vec::with_capacity(listed.len().saturating_mul(3))));
         let mut by_pair = IndexTable::with_capacity(listed.len());
         for (rank, line) in listed.enumerate() {
             // The first space may be the pair's left side itself.
@@ -65,15 +79,47 @@ impl Bpe {
                 right: texts.intern(&[right])?,
                 merged: texts.intern(&[left, right])?,
             };
-            let is_same = |i: u32| (merges[i as usize].left, merges[i as usize].right) == (merge.left, merge.right);
+            let is_same = |i: u32| merges.is_pair(i, merge.left, merge.right);
             let known = by_pair.find(seed.hash_pair(merge.left, merge.right), is_same).is_some();
-            merges.push(merge);
+            merges.0.own().extend([merge.left, merge.right, merge.merged]);
             if !known {
-                let hash_of = |i: u32| seed.hash_pair(merges[i as usize].left, merges[i as usize].right);
+                let hash_of = |i: u32| merges.get(i).map_or(0, |merge| seed.hash_pair(merge.left, merge.right));
                 by_pair.insert(rank as u32, hash_of);
             }
         }
-        Ok(Self { splitter, whole_words_first: pre == "llama-bpe", merges, by_pair, seed, bytes })
+        Ok(Self { splitter, whole_words_first, merges, by_pair, seed, bytes })
+    }
+
+    /// Takes the tables of a packed model as they are. Whatever they hold, encoding ends and panics nowhere.
+    ///
+    /// # Errors
+    /// Unknown pre-tokenizer, or a table is missing or has a size that none has.
+    pub(super) fn mapped(pre: Option<&str>, tables: &Tables<'m>, texts: &Texts<'m>) -> Result<Self, VocabError> {
+        let (splitter, whole_words_first) = splitter(pre)?;
+        let mut bytes = [MERGED; 256];
+        for (byte, number) in (0..=255u8).zip(&mut bytes) {
+            let damaged = VocabError::Table { name: "index" };
+            *number = texts.find(byte_char(byte).encode_utf8(&mut [0; 4]).as_bytes()).ok_or(damaged)?;
+        }
+        Ok(Self {
+            splitter,
+            whole_words_first,
+            merges: Merges(Numbers::mapped(tables.get(MERGES)?)),
+            by_pair: IndexTable::mapped(tables.get(PAIRS)?).ok_or(VocabError::Table { name: PAIRS })?,
+            seed: texts.seed(),
+            bytes,
+        })
+    }
+
+    pub(super) fn into_owned(self) -> Bpe<'static> {
+        let Self { splitter, whole_words_first, merges, by_pair, seed, bytes } = self;
+        let (merges, by_pair) = (Merges(merges.0.into_owned()), by_pair.into_owned());
+        Bpe { splitter, whole_words_first, merges, by_pair, seed, bytes }
+    }
+
+    /// The tables that [`Bpe::mapped`] reads.
+    pub(super) fn to_tables(&self) -> Vec<(&'static str, Vec<u8>)> {
+        vec![(MERGES, self.merges.0.to_bytes()), (PAIRS, self.by_pair.to_table())]
     }
 
     /// Appends the tokens of `text` to `ids`.
@@ -92,7 +138,7 @@ impl Bpe {
 
     /// Heap bytes held.
     pub fn memory_bytes(&self) -> usize {
-        self.splitter.memory_bytes() + self.merges.capacity() * size_of::<Merge>() + self.by_pair.memory_bytes()
+        self.splitter.memory_bytes() + self.merges.0.memory_bytes() + self.by_pair.memory_bytes()
     }
 
     fn whole_word(&self, texts: &Texts, word: &[u8]) -> Option<TokenId> {
@@ -104,12 +150,20 @@ impl Bpe {
     }
 
     fn rank(&self, left: u32, right: u32) -> Option<u32> {
-        self.by_pair.find(self.seed.hash_pair(left, right), |i| {
-            let merge = self.merges[i as usize];
-            (merge.left, merge.right) == (left, right)
-        })
+        self.by_pair.find(self.seed.hash_pair(left, right), |i| self.merges.is_pair(i, left, right))
     }
 }
+
+/// The word cutter of a pre-tokenizer, and whether whole words are looked up before merging.
+fn splitter(pre: Option<&str>) -> Result<(Splitter, bool), VocabError> {
+    let pre = pre.unwrap_or("default");
+    let splitter = Splitter::named(pre).ok_or_else(|| VocabError::UnsupportedPre { found: pre.to_string() })??;
+    Ok((splitter, pre == "llama-bpe"))
+}
+
+/// Names of the tables in a packed model.
+const MERGES: &str = "merges";
+const PAIRS: &str = "pairs";
 
 /// A piece of a word while it merges.
 #[derive(Clone, Copy, Debug)]
@@ -133,7 +187,7 @@ struct Candidate {
 
 /// Buffers that live for one `encode`.
 struct Merger<'b> {
-    bpe: &'b Bpe,
+    bpe: &'b Bpe<'b>,
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Reverse<Candidate>>,
 }
@@ -152,10 +206,12 @@ impl Merger<'_> {
             self.offer(left, left + 1);
         }
         while let Some(Reverse(Candidate { rank, left, right })) = self.queue.pop() {
-            let merge = self.bpe.merges[rank as usize];
+            let Some(merge) = self.bpe.merges.get(rank) else { continue };
             let (left_symbol, right_symbol) = (self.symbols[left as usize], self.symbols[right as usize]);
-            // Neighbours stay neighbours until the right one is gone; a changed number means an outdated candidate.
-            if left_symbol.number != merge.left || right_symbol.number != merge.right {
+            // Neighbours stay neighbours until the right one is gone; a changed number means an outdated candidate. A damaged table
+            // may speak of what is gone: every merge that is done must take one symbol away, or this would not end.
+            let is_outdated = left_symbol.number != merge.left || right_symbol.number != merge.right;
+            if is_outdated || left_symbol.number == MERGED || right_symbol.number == MERGED {
                 continue;
             }
             self.symbols[left as usize].number = merge.merged;

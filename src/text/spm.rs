@@ -3,7 +3,8 @@
 
 use std::collections::BinaryHeap;
 
-use super::vocab::{Texts, VocabError};
+use super::table::Numbers;
+use super::vocab::{Tables, Texts, VocabError};
 use super::{RawVocab, TokenId};
 
 /// The character that stands for a space in pieces, U+2581.
@@ -11,38 +12,59 @@ pub(super) const SPACE: &str = "\u{2581}";
 
 /// The merging side of a SentencePiece vocabulary.
 #[derive(Debug)]
-pub struct Spm {
-    /// By token. Invariant: no NaN and no negative zero, so that `total_cmp` orders as `<` does.
-    scores: Vec<f32>,
+pub struct Spm<'m> {
+    /// By token, the bits of an `f32`. Invariant: no NaN and no negative zero, so that `total_cmp` orders as `<` does.
+    scores: Numbers<'m>,
     /// The token of every byte: `<0x0A>`, else the byte as a string, else the unknown token.
     bytes: [Option<TokenId>; 256],
     /// Bytes in the longest token: nothing longer need be looked up.
     longest: usize,
 }
 
-impl Spm {
+/// Name of the table in a packed model.
+const SCORES: &str = "scores";
+
+impl<'m> Spm<'m> {
     /// Reads scores and finds the byte tokens.
     ///
     /// # Errors
     /// Fewer scores than tokens.
-    pub(super) fn new<'m, S>(raw: &RawVocab<'m, S>, texts: &Texts, unk: Option<TokenId>) -> Result<Self, VocabError>
+    pub(super) fn new<'r, S>(raw: &RawVocab<'r, S>, texts: &Texts<'m>, unk: Option<TokenId>) -> Result<Self, VocabError>
     where
-        S: ExactSizeIterator<Item = &'m [u8]> + Clone,
+        S: ExactSizeIterator<Item = &'r [u8]> + Clone,
     {
         let tokens = raw.tokens.len();
         if raw.scores.len() < tokens {
             return Err(VocabError::TooFew { what: "scores", found: raw.scores.len(), tokens });
         }
         let ordered = |&score: &f32| if score.is_nan() { f32::NEG_INFINITY } else { score + 0.0 };
+        let scores = raw.scores.iter().take(tokens).map(ordered).map(f32::to_bits).collect();
+        Ok(Self::with(Numbers::Own(scores), texts, unk))
+    }
+
+    /// Takes the table of a packed model as it is. Whatever it holds, encoding ends and panics nowhere.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub(super) fn mapped(tables: &Tables<'m>, texts: &Texts<'m>, unk: Option<TokenId>) -> Result<Self, VocabError> {
+        Ok(Self::with(Numbers::mapped(tables.get(SCORES)?), texts, unk))
+    }
+
+    pub(super) fn into_owned(self) -> Spm<'static> {
+        Spm { scores: self.scores.into_owned(), bytes: self.bytes, longest: self.longest }
+    }
+
+    /// The table that [`Spm::mapped`] reads.
+    pub(super) fn to_tables(&self) -> Vec<(&'static str, Vec<u8>)> {
+        vec![(SCORES, self.scores.to_bytes())]
+    }
+
+    fn with(scores: Numbers<'m>, texts: &Texts<'m>, unk: Option<TokenId>) -> Self {
         let mut bytes = [None; 256];
         for (byte, token) in (0..=255u8).zip(&mut bytes) {
             *token = texts.token(format!("<0x{byte:02X}>").as_bytes()).or_else(|| texts.token(&[byte])).or(unk);
         }
-        Ok(Self {
-            scores: raw.scores.iter().take(tokens).map(ordered).collect(),
-            bytes,
-            longest: raw.tokens.clone().map(<[u8]>::len).max().unwrap_or(0),
-        })
+        Self { scores, bytes, longest: texts.longest() }
     }
 
     /// Appends the tokens of `text`, whose spaces are already [`SPACE`], to `ids`.
@@ -61,7 +83,7 @@ impl Spm {
 
     /// Heap bytes held.
     pub fn memory_bytes(&self) -> usize {
-        self.scores.capacity() * size_of::<f32>()
+        self.scores.memory_bytes()
     }
 }
 
@@ -108,8 +130,8 @@ impl PartialEq for Candidate {
 impl Eq for Candidate {}
 
 struct Merger<'t> {
-    spm: &'t Spm,
-    texts: &'t Texts,
+    spm: &'t Spm<'t>,
+    texts: &'t Texts<'t>,
     text: &'t [u8],
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Candidate>,
@@ -158,7 +180,7 @@ impl<'t> Merger<'t> {
             return;
         }
         if let Some(id) = self.texts.token(self.piece(both)) {
-            let score = self.spm.scores[id.index()];
+            let score = self.spm.scores.get(id.index()).map_or(f32::NEG_INFINITY, f32::from_bits);
             self.queue.push(Candidate { score, left, right, len: both.len });
         }
     }

@@ -11,8 +11,10 @@ use super::table::{Arena, IndexTable, Seed};
 
 mod eog;
 mod raw;
+mod tables;
 
 pub use raw::{RawVocab, SpecialIds};
+pub use tables::Tables;
 
 /// Tokens in a vocabulary.
 pub const MAX_VOCAB_TOKENS: usize = 4 << 20;
@@ -89,6 +91,14 @@ pub enum VocabError {
         /// How many tokens there are.
         tokens: usize,
     },
+    /// A table of a packed model.
+    #[error(
+        "table {name:?} of the vocabulary is missing or damaged; hearth inspect --verify FILE tells, packing again mends it"
+    )]
+    Table {
+        /// Its name.
+        name: &'static str,
+    },
     /// A pattern of the pre-tokenizer does not compile.
     #[error(transparent)]
     Pattern(#[from] SplitError),
@@ -114,15 +124,15 @@ pub enum EncodeError {
     Pattern(#[from] SplitError),
 }
 
-/// A vocabulary ready for use.
+/// A vocabulary ready for use: built here from what the file lists, or the tables of a packed model, mapped.
 #[derive(Debug)]
-pub struct Vocab {
-    texts: Texts,
+pub struct Vocab<'m> {
+    texts: Texts<'m>,
     /// What each token prints as when control tokens are shown.
-    printed: Arena,
+    printed: Arena<'m>,
     kinds: Vec<Kind>,
     specials: Specials,
-    merger: Merger,
+    merger: Merger<'m>,
     ids: SpecialIds,
     /// Sorted.
     eog: Vec<TokenId>,
@@ -132,31 +142,30 @@ pub struct Vocab {
 }
 
 #[derive(Debug)]
-enum Merger {
-    Bpe(Box<Bpe>),
-    Spm(Box<Spm>),
+enum Merger<'m> {
+    Bpe(Box<Bpe<'m>>),
+    Spm(Box<Spm<'m>>),
 }
 
-impl Vocab {
-    /// Builds the tables.
+impl<'m> Vocab<'m> {
+    /// Builds the tables. Nothing of the file is kept.
     ///
     /// # Errors
     /// What the file says cannot be used, see [`VocabError`].
-    pub fn new<'m, S>(raw: &RawVocab<'m, S>) -> Result<Self, VocabError>
+    pub fn new<'r, S>(raw: &RawVocab<'r, S>) -> Result<Self, VocabError>
     where
-        S: ExactSizeIterator<Item = &'m [u8]> + Clone,
+        S: ExactSizeIterator<Item = &'r [u8]> + Clone,
     {
-        let is_spm = match raw.model {
-            "llama" => true,
-            "gpt2" => false,
-            other => return Err(VocabError::UnsupportedModel { found: other.to_string() }),
-        };
-        let tokens = raw.tokens.len();
-        if tokens == 0 || tokens > MAX_VOCAB_TOKENS {
-            return Err(VocabError::Size { found: tokens });
-        }
+        Self::build(raw, Seed::random())
+    }
+
+    fn build<'r, S>(raw: &RawVocab<'r, S>, seed: Seed) -> Result<Self, VocabError>
+    where
+        S: ExactSizeIterator<Item = &'r [u8]> + Clone,
+    {
+        let is_spm = raw.is_spm()?;
         let mut kinds = raw.kinds()?;
-        let mut texts = Texts::new(raw.tokens.clone())?;
+        let mut texts = Texts::new(raw.tokens.clone(), seed)?;
         let ids = raw.special_ids(is_spm);
         let merger = if is_spm {
             Merger::Spm(Box::new(Spm::new(raw, &texts, ids.unk)?))
@@ -165,9 +174,27 @@ impl Vocab {
         };
         texts.arena.shrink();
         let eog = eog::detect(&texts, &ids, &mut kinds);
+        let printed = print_all(&texts, &kinds, is_spm)?;
+        Self::assemble(raw, texts, printed, kinds, eog, merger)
+    }
+
+    fn assemble<'r, S>(
+        raw: &RawVocab<'r, S>,
+        texts: Texts<'m>,
+        printed: Arena<'m>,
+        kinds: Vec<Kind>,
+        eog: Vec<TokenId>,
+        merger: Merger<'m>,
+    ) -> Result<Self, VocabError>
+    where
+        S: ExactSizeIterator<Item = &'r [u8]> + Clone,
+    {
+        let is_spm = matches!(merger, Merger::Spm(_));
+        let ids = raw.special_ids(is_spm);
         let specials = collect_specials(&texts, &kinds, raw.strips_right_of_specials())?;
+        let tokens = kinds.len();
         let vocab = Self {
-            printed: print_all(&texts, &kinds, is_spm)?,
+            printed,
             texts,
             kinds,
             specials,
@@ -184,6 +211,19 @@ impl Vocab {
             }
         }
         Ok(vocab)
+    }
+
+    /// The same without the file that tables may be mapped from. What was built here is moved, not copied.
+    pub fn into_owned(self) -> Vocab<'static> {
+        let Self { texts, printed, kinds, specials, merger, ids, eog, add_bos, add_eos, add_space_prefix } = self;
+        let Texts { arena, index, seed, tokens } = texts;
+        let texts = Texts { arena: arena.into_owned(), index: index.into_owned(), seed, tokens };
+        let merger = match merger {
+            Merger::Bpe(bpe) => Merger::Bpe(Box::new(bpe.into_owned())),
+            Merger::Spm(spm) => Merger::Spm(Box::new(spm.into_owned())),
+        };
+        let printed = printed.into_owned();
+        Vocab { texts, printed, kinds, specials, merger, ids, eog, add_bos, add_eos, add_space_prefix }
     }
 
     /// Turns text into tokens. `add_special` adds BOS and EOS as the model wants; `parse_special` takes text that looks
@@ -317,8 +357,8 @@ impl Vocab {
     /// Heap bytes held, with what loading took on top; an upper estimate for the memory plan.
     pub fn memory_bytes(&self) -> usize {
         let merger = match &self.merger {
-            Merger::Bpe(bpe) => bpe.memory_bytes() + size_of::<Bpe>(),
-            Merger::Spm(spm) => spm.memory_bytes() + size_of::<Spm>(),
+            Merger::Bpe(bpe) => bpe.memory_bytes() + size_of::<Bpe<'_>>(),
+            Merger::Spm(spm) => spm.memory_bytes() + size_of::<Spm<'_>>(),
         };
         self.texts.memory_bytes()
             + self.printed.memory_bytes()
@@ -332,21 +372,21 @@ impl Vocab {
 
 /// The strings of a vocabulary: tokens first, then strings that only merges speak of.
 #[derive(Debug)]
-pub(super) struct Texts {
-    arena: Arena,
-    index: IndexTable,
+pub(super) struct Texts<'m> {
+    arena: Arena<'m>,
+    index: IndexTable<'m>,
     seed: Seed,
     tokens: u32,
 }
 
-impl Texts {
-    fn new<'m>(list: impl ExactSizeIterator<Item = &'m [u8]> + Clone) -> Result<Self, VocabError> {
+impl<'m> Texts<'m> {
+    fn new<'r>(list: impl ExactSizeIterator<Item = &'r [u8]> + Clone, seed: Seed) -> Result<Self, VocabError> {
         let tokens = list.len();
         let bytes = list.clone().map(<[u8]>::len).sum();
         let mut texts = Self {
             arena: Arena::with_capacity(tokens, bytes),
             index: IndexTable::with_capacity(tokens),
-            seed: Seed::random(),
+            seed,
             tokens: u32::try_from(tokens).map_err(|_| VocabError::Size { found: tokens })?,
         };
         for text in list {
@@ -388,7 +428,12 @@ impl Texts {
         self.arena.get(number)
     }
 
-    fn find(&self, text: &[u8]) -> Option<u32> {
+    /// Bytes of the longest token.
+    pub(super) fn longest(&self) -> usize {
+        (0..self.tokens).map(|number| self.get(number).len()).max().unwrap_or(0)
+    }
+
+    pub(super) fn find(&self, text: &[u8]) -> Option<u32> {
         self.index.find(self.seed.hash(text), |i| self.arena.get(i) == text)
     }
 
@@ -397,7 +442,7 @@ impl Texts {
     }
 }
 
-fn collect_specials(texts: &Texts, kinds: &[Kind], strip: bool) -> Result<Specials, VocabError> {
+fn collect_specials(texts: &Texts<'_>, kinds: &[Kind], strip: bool) -> Result<Specials, VocabError> {
     let mut found = Vec::new();
     for (number, &kind) in (0u32..).zip(kinds) {
         let text = texts.get(number);
@@ -414,7 +459,7 @@ fn collect_specials(texts: &Texts, kinds: &[Kind], strip: bool) -> Result<Specia
     Specials::new(found).map_err(|e| VocabError::Specials { reason: e.to_string() })
 }
 
-fn print_all(texts: &Texts, kinds: &[Kind], is_spm: bool) -> Result<Arena, VocabError> {
+fn print_all<'m>(texts: &Texts<'_>, kinds: &[Kind], is_spm: bool) -> Result<Arena<'m>, VocabError> {
     let mut printed = Arena::with_capacity(kinds.len(), texts.arena.total_bytes());
     let mut piece = Vec::new();
     for (number, &kind) in (0u32..).zip(kinds) {

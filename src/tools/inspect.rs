@@ -11,6 +11,7 @@ use serde_json::{Map, Value as Json, json};
 use super::ToolError;
 use super::session::SessionError;
 use crate::model::gguf::{Array, GgmlType, Gguf, Value, ValueType};
+use crate::model::packed::{self, Damage, LAYOUT, LAYOUT_VERSION, Packed};
 use crate::sys::map::Mapping;
 
 /// Elements of an array that are shown; the rest is counted.
@@ -20,8 +21,8 @@ const SHOWN_CHARACTERS: usize = 100;
 
 /// Print what a GGUF file holds: version, architecture, types, metadata, tensors.
 ///
-/// --json prints one object: {"file_bytes", "version", "alignment", "architecture", "parameters",
-///   "types": {NAME: {"tensors", "parameters", "bytes"}}, "metadata": {KEY: VALUE},
+/// --json prints one object: {"file_bytes", "version", "alignment", "architecture", "packed", "parameters",
+///   "packed": null or {"source_name", "source_hash"}, "types": {NAME: {"tensors", "parameters", "bytes"}}, "metadata": {KEY: VALUE},
 ///   "tensors": [{"name", "type", "dims", "offset", "bytes"}]}
 /// Arrays are shown as {"array": TYPE, "len": N, "first": [...]}; the first of dims is the length of a row.
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,9 @@ pub struct InspectArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    /// Compare every tensor of a packed model with its hash, and name the damaged ones
+    #[arg(long, conflicts_with = "json")]
+    verify: bool,
 }
 
 #[derive(Serialize)]
@@ -41,6 +45,7 @@ struct Report<'m> {
     version: u32,
     alignment: u64,
     architecture: Option<&'m str>,
+    packed: Option<Packed<'m>>,
     parameters: u64,
     types: BTreeMap<String, TypeCount>,
     metadata: Map<String, Json>,
@@ -71,6 +76,10 @@ struct TensorRow<'m> {
 /// The file cannot be read, or is no GGUF file.
 pub fn run(args: &InspectArgs) -> Result<(), ToolError> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    if args.verify {
+        verify(&args.file, &mut out)?;
+        return Ok(out.flush()?);
+    }
     run_on(&args.file, args.json, &mut out)?;
     Ok(out.flush()?)
 }
@@ -81,8 +90,7 @@ pub fn run(args: &InspectArgs) -> Result<(), ToolError> {
 /// As [`run`], or the output failed.
 pub fn run_on(file: &Path, json: bool, out: &mut impl Write) -> Result<(), ToolError> {
     let mapping = Mapping::open(file).map_err(SessionError::from)?;
-    let gguf = Gguf::parse(mapping.bytes())
-        .map_err(|source| SessionError::Model { path: file.into(), source: source.into() })?;
+    let gguf = Gguf::parse(mapping.bytes()).map_err(|source| SessionError::model(file, source.into()))?;
     let report = Report::new(&gguf, mapping.bytes().len());
     if json {
         serde_json::to_writer(&mut *out, &report).map_err(std::io::Error::from)?;
@@ -91,6 +99,26 @@ pub fn run_on(file: &Path, json: bool, out: &mut impl Write) -> Result<(), ToolE
         report.print(out)?;
     }
     Ok(())
+}
+
+/// Prints the damaged parts of a packed model, one a line.
+fn verify(file: &Path, out: &mut impl Write) -> Result<(), ToolError> {
+    let mapping = Mapping::open(file).map_err(SessionError::from)?;
+    let gguf = Gguf::parse(mapping.bytes()).map_err(|source| SessionError::model(file, source.into()))?;
+    let damaged = packed::verify(&gguf, |_| ());
+    let damaged = damaged.map_err(|source| ToolError::Verify { path: file.into(), source })?;
+    let tensors = gguf.tensors().len();
+    if damaged.is_empty() {
+        return Ok(writeln!(out, "the header and {tensors} tensors are as they were written")?);
+    }
+    for damage in &damaged {
+        match damage {
+            Damage::Header => writeln!(out, "header")?,
+            Damage::Tensor(name) => writeln!(out, "{}", name.escape_debug())?,
+        }
+    }
+    out.flush()?;
+    Err(ToolError::Damaged { path: file.into(), damaged: damaged.len(), parts: tensors + 1 })
 }
 
 impl<'m> Report<'m> {
@@ -117,6 +145,8 @@ impl<'m> Report<'m> {
             version: gguf.version(),
             alignment: gguf.alignment(),
             architecture: gguf.architecture().ok(),
+            // Another layout's names are among the metadata.
+            packed: packed::read(gguf).ok().flatten(),
             parameters,
             types,
             metadata: gguf.metadata().map(|(key, value)| (key.to_string(), value_json(value))).collect(),
@@ -128,6 +158,15 @@ impl<'m> Report<'m> {
     fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(out, "GGUF version {}, alignment {}, {} bytes", self.version, self.alignment, self.file_bytes)?;
         writeln!(out, "architecture  {}", self.architecture.unwrap_or("(none)").escape_debug())?;
+        if let Some(packed) = &self.packed {
+            writeln!(out, "packed        {LAYOUT} version {LAYOUT_VERSION}")?;
+            writeln!(
+                out,
+                "source        {}, blake3 {}",
+                packed.source_name.escape_debug(),
+                packed.source_hash.escape_debug()
+            )?;
+        }
         writeln!(out, "parameters    {} ({:.1} M)", self.parameters, self.parameters as f64 / 1e6)?;
         for (name, count) in &self.types {
             let (tensors, parameters, bytes) = (count.tensors, count.parameters, count.bytes);

@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod generate;
 pub mod inspect;
+pub mod pack;
 pub mod perplexity;
 pub mod plan;
 pub mod score;
@@ -35,6 +36,27 @@ pub enum ToolError {
     /// The model.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// `hearth pack`.
+    #[error(transparent)]
+    Pack(#[from] pack::PackError),
+    /// `hearth inspect --verify` cannot tell.
+    #[error("{path}: {source}")]
+    Verify {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: crate::model::packed::VerifyError,
+    },
+    /// `hearth inspect --verify` found damage.
+    #[error("{path}: {damaged} of {parts} parts are damaged")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Parts that are not as they were written.
+        damaged: usize,
+        /// Tensors, and the header.
+        parts: usize,
+    },
     /// The one input of a tool that reads no lines.
     #[error(transparent)]
     Line(#[from] LineError),
@@ -60,9 +82,11 @@ pub enum ToolError {
 }
 
 impl ToolError {
-    /// 2 for what another command line would mend, else 1.
+    /// 2 for what another command line would mend, 130 after a signal, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Pack(pack::PackError::Exists { .. }) => 2,
+            Self::Pack(pack::PackError::Stopped { .. }) => 130,
             Self::Usage(_) | Self::Session(SessionError::Flag { .. } | SessionError::Kernels(_)) => 2,
             _ => 1,
         }
@@ -136,7 +160,7 @@ fn skip_line(input: &mut impl BufRead, begun: &[u8]) -> std::io::Result<()> {
 }
 
 /// The tokens of a request that has either a text or ids.
-fn prompt_ids(vocab: &Vocab, text: Option<String>, ids: Option<Vec<u32>>) -> Result<Vec<TokenId>, LineError> {
+fn prompt_ids(vocab: &Vocab<'_>, text: Option<String>, ids: Option<Vec<u32>>) -> Result<Vec<TokenId>, LineError> {
     match (text, ids) {
         (Some(text), None) => vocab.encode(&text, true, true).map_err(|error| LineError(error.to_string())),
         (None, Some(ids)) => Ok(ids.into_iter().map(TokenId).collect()),
@@ -145,7 +169,7 @@ fn prompt_ids(vocab: &Vocab, text: Option<String>, ids: Option<Vec<u32>>) -> Res
 }
 
 /// What ids print as, control tokens left out.
-fn detokenize(vocab: &Vocab, ids: &[TokenId]) -> String {
+fn detokenize(vocab: &Vocab<'_>, ids: &[TokenId]) -> String {
     let mut detokenizer = Detokenizer::new();
     let mut text = String::new();
     for &id in ids {

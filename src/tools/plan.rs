@@ -9,7 +9,7 @@ use crate::sys::map::Mapping;
 /// Print the memory plan.
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
-    /// The model file (GGUF)
+    /// The model file (GGUF or packed)
     #[arg(long, value_name = "FILE")]
     model: std::path::PathBuf,
     /// Positions a sequence [default: 2048, or what the model was trained for]
@@ -53,8 +53,6 @@ pub fn run(args: &PlanArgs) -> Result<(), ToolError> {
         let (ctx, sequences, threads) = (plan.ctx, plan.sequences, plan.threads);
         super::print_line(&format!("for --ctx {ctx} --sequences {sequences} --threads {threads}"))?;
     }
-    match cpu::available_memory_bytes() {
-        Some(available) => Ok(plan.check(&planned.hyper, available).map_err(SessionError::from)?),
-        None => Ok(()),
-    }
+    let available = cpu::available_memory_bytes().map_err(SessionError::from)?;
+    Ok(plan.check(&planned.hyper, available).map_err(SessionError::from)?)
 }

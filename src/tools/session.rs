@@ -1,19 +1,23 @@
-//! What every tool that computes does first: map the file, read the header, plan the memory, repack the weights.
+//! What every tool that computes does first: map the file, read the header, plan the memory, and read a packed model ahead or repack a
+//! plain one.
 //!
-//! [`with_model`] owns the mapping and the region in its own frame and lends the loaded model to a closure.
+//! [`with_model`] owns the mapping, or the region that a plain file is repacked into, and lends the loaded model to a closure.
 //! Next on the data's way: `engine`, or `model::forward` directly.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use hearth_kernels::{KernelError, Kernels};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::model::gguf::Gguf;
 use crate::model::hyper::{Hyper, MAX_CONTEXT};
+use crate::model::packed::{LAYOUT, LAYOUT_VERSION};
 use crate::model::plan::{Capacity, DoesNotFit, MemoryPlan};
+use crate::model::vocab::LoadError;
 use crate::model::weights::WeightLayout;
 use crate::model::{Model, ModelError, arch, vocab};
-use crate::sys::cpu;
+use crate::sys::cpu::{self, NoMemoryFigures};
 use crate::sys::map::{MapError, Mapping, Region};
 use crate::sys::workers::{MAX_THREADS, Workers};
 use crate::text::{Vocab, VocabError};
@@ -31,7 +35,7 @@ pub const MAX_SEQUENCES: usize = 256;
 /// The flags that every tool with a model has.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ModelArgs {
-    /// The model file (GGUF)
+    /// The model file (GGUF or packed)
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
     /// Threads that compute [default: the cores this process may use]
@@ -70,9 +74,11 @@ pub struct Session<'m> {
     /// The model.
     pub model: &'m Model<'m>,
     /// Its vocabulary.
-    pub vocab: &'m Vocab,
-    /// The file's header, for the chat template and names.
-    pub gguf: &'m Gguf<'m>,
+    pub vocab: &'m Vocab<'m>,
+    /// What the file calls itself (`general.name`).
+    pub name: Option<String>,
+    /// The file's chat template.
+    pub chat_template: Option<String>,
     /// The kernel set.
     pub kernels: Kernels,
     /// Worker threads; whoever starts operations pins itself with `pin_caller`.
@@ -99,6 +105,23 @@ pub enum SessionError {
         /// What is wrong with it.
         source: ModelError,
     },
+    /// Packed in a layout that the kernels do not read.
+    #[error(
+        "{path}: its tiles are {found:?} version {version}, this program reads {:?} version {}; pack it again: \
+         hearth pack --force {source_name} {path}",
+        LAYOUT,
+        LAYOUT_VERSION
+    )]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// The layout's name in the file.
+        found: String,
+        /// Its version.
+        version: u32,
+        /// The name of the file that was packed.
+        source_name: String,
+    },
     /// Its vocabulary is not supported.
     #[error("{path}: {source}")]
     Vocab {
@@ -120,6 +143,9 @@ pub enum SessionError {
     /// The kernel set does not exist or not on this CPU.
     #[error(transparent)]
     Kernels(#[from] KernelError),
+    /// Nobody says how much memory there is.
+    #[error(transparent)]
+    NoMemoryFigures(#[from] NoMemoryFigures),
     /// The memory plan is larger than the machine.
     #[error(transparent)]
     DoesNotFit(#[from] DoesNotFit),
@@ -133,6 +159,26 @@ pub enum SessionError {
     },
 }
 
+impl SessionError {
+    /// What is wrong with the model in `path`.
+    pub fn model(path: &Path, source: ModelError) -> Self {
+        match source {
+            ModelError::Layout { found, version, source_name } => {
+                Self::Layout { path: path.into(), found, version, source_name }
+            }
+            source => Self::Model { path: path.into(), source },
+        }
+    }
+
+    /// What is wrong with the vocabulary in `path`.
+    pub fn vocab(path: &Path, source: LoadError) -> Self {
+        match source {
+            LoadError::Gguf(source) => Self::model(path, source.into()),
+            LoadError::Vocab(source) => Self::Vocab { path: path.into(), source },
+        }
+    }
+}
+
 /// A file's plan without loading its weights.
 pub struct Planned<'m> {
     /// The file's header.
@@ -142,7 +188,7 @@ pub struct Planned<'m> {
     /// Tensors and where they go.
     pub layout: WeightLayout,
     /// The vocabulary.
-    pub vocab: Vocab,
+    pub vocab: Vocab<'m>,
     /// The sizes.
     pub capacity: Capacity,
     /// The plan.
@@ -159,12 +205,11 @@ pub fn plan<'m>(
     threads: Option<usize>,
     wanted: Wanted,
 ) -> Result<Planned<'m>, SessionError> {
-    let model_error = |source| SessionError::Model { path: path.into(), source };
+    let model_error = |source| SessionError::model(path, source);
     let gguf = Gguf::parse(bytes).map_err(|source| model_error(source.into()))?;
     let hyper = arch::hyper(&gguf).map_err(model_error)?;
     let layout = WeightLayout::new(&gguf, &hyper).map_err(model_error)?;
-    let raw_vocab = vocab::raw_vocab(&gguf).map_err(|source| model_error(source.into()))?;
-    let vocab = Vocab::new(&raw_vocab).map_err(|source| SessionError::Vocab { path: path.into(), source })?;
+    let vocab = vocab::load(&gguf).map_err(|source| SessionError::vocab(path, source))?;
     if vocab.len() > hyper.n_vocab {
         return Err(model_error(ModelError::VocabSize { tokens: vocab.len(), rows: hyper.n_vocab }));
     }
@@ -202,20 +247,66 @@ pub fn with_model<R, E: From<SessionError>>(
     let threads = decode_threads.max(prefill_threads);
     let Planned { gguf, hyper, layout, vocab, capacity, plan } =
         plan(&args.model, mapping.bytes(), Some(threads), wanted)?;
-    if let Some(available) = cpu::available_memory_bytes() {
-        plan.check(&hyper, available).map_err(SessionError::from)?;
-    }
-    mapping.will_read_sequentially();
+    let available = cpu::available_memory_bytes().map_err(SessionError::from)?;
+    plan.check(&hyper, available).map_err(SessionError::from)?;
+    let text = |key: &str| gguf.str(key).ok().flatten().map(str::to_owned);
+    let (name, chat_template) = (text("general.name"), text("tokenizer.chat_template"));
+    let bytes_per_token = layout.bytes_per_token();
     let workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
     let mut workers = workers.split(decode_threads, prefill_threads);
+    let model_error = |source| SessionError::model(&args.model, source);
+    if layout.is_packed() {
+        read_ahead(&mapping, available.saturating_sub(plan.total_bytes));
+        let model = &Model::map(&gguf, hyper, &layout).map_err(model_error)?;
+        let vocab = &vocab;
+        return use_model(Session {
+            model,
+            vocab,
+            name,
+            chat_template,
+            kernels,
+            workers,
+            capacity,
+            plan,
+            bytes_per_token,
+        });
+    }
+    mapping.will_read_sequentially();
     let mut region = Region::new(layout.region_bytes()).map_err(os("memory for the weights"))?;
     let bar = progress_bar(layout.region_bytes());
-    let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |bytes| bar.set_position(bytes as u64))
-        .map_err(|source| SessionError::Model { path: args.model.clone(), source })?;
+    let done = |bytes| bar.set_position(bytes as u64);
+    let model = &Model::load(&gguf, hyper, &layout, &mut region, &mut workers, done).map_err(model_error)?;
     bar.finish_and_clear();
-    let bytes_per_token = layout.bytes_per_token();
-    use_model(Session { model: &model, vocab: &vocab, gguf: &gguf, kernels, workers, capacity, plan, bytes_per_token })
+    // The file is not needed any longer: it may be replaced, and its card pulled.
+    let vocab = &vocab.into_owned();
+    drop(gguf);
+    drop(mapping);
+    use_model(Session { model, vocab, name, chat_template, kernels, workers, capacity, plan, bytes_per_token })
 }
+
+/// Reads a packed file into the page cache, unless it does not fit there beside the plan.
+fn read_ahead(mapping: &Mapping, room: u64) {
+    let bytes = mapping.bytes().len();
+    if bytes as u64 > room {
+        log::warn!(
+            "the model file has {bytes} bytes, {room} are free beside the plan: weights will be read again and again"
+        );
+        return;
+    }
+    let bar = progress_bar(bytes);
+    let mut said = Instant::now();
+    mapping.read_ahead(|done| {
+        bar.set_position(done as u64);
+        if said.elapsed() >= PROGRESS_INTERVAL {
+            said = Instant::now();
+            log::info!("reading the model: {done} of {bytes} bytes");
+        }
+    });
+    bar.finish_and_clear();
+}
+
+/// Between two lines about a slow card.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 fn in_range(flag: &'static str, found: usize, least: usize, most: usize) -> Result<(), SessionError> {
     if (least..=most).contains(&found) {

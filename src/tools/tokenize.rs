@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::session::SessionError;
 use super::{LineError, ToolError, answer_all};
 use crate::model::gguf::Gguf;
-use crate::model::vocab::raw_vocab;
+use crate::model::vocab;
 use crate::sys::map::Mapping;
 use crate::text::{TokenId, Vocab};
 
@@ -63,13 +63,12 @@ pub fn run_on(model: &Path, input: &mut impl BufRead, output: &mut impl Write) -
     answer_all(input, output, |request: Request| answer(&vocab, request))
 }
 
-fn load(path: &Path, bytes: &[u8]) -> Result<Vocab, SessionError> {
-    let raw = Gguf::parse(bytes).and_then(|gguf| raw_vocab(&gguf));
-    let raw = raw.map_err(|source| SessionError::Model { path: path.into(), source: source.into() })?;
-    Vocab::new(&raw).map_err(|source| SessionError::Vocab { path: path.into(), source })
+fn load<'m>(path: &Path, bytes: &'m [u8]) -> Result<Vocab<'m>, SessionError> {
+    let gguf = Gguf::parse(bytes).map_err(|source| SessionError::model(path, source.into()))?;
+    vocab::load(&gguf).map_err(|source| SessionError::vocab(path, source))
 }
 
-fn answer(vocab: &Vocab, request: Request) -> Result<Answer, LineError> {
+fn answer(vocab: &Vocab<'_>, request: Request) -> Result<Answer, LineError> {
     match (request.text, request.ids) {
         (Some(text), None) => {
             let ids = vocab.encode(&text, request.add_special, request.parse_special);

@@ -1,13 +1,21 @@
-//! The element types of GGML tensors: id, name, values and bytes a block.
+//! The element types of tensors: GGML's, with id, name, values and bytes a block, and the tiles of a packed model.
 //! Next on the data's way: the parser checks tensor sizes with it, the model decides which types it can load.
+
+use hearth_kernels::Format;
+
+/// Type ids of a packed model's matrices: this plus the id of the GGML type whose values the tiles hold. GGML numbers its types from
+/// 0 and readers refuse ids past their own list, so no other program takes tiles for rows.
+pub const TILED_IDS: u32 = 0x4845_0000;
 
 macro_rules! ggml_types {
     ($($id:literal $variant:ident $name:literal $block:literal $bytes:literal $removed:literal;)*) => {
         /// A GGML tensor type, as numbered in GGUF files.
         #[allow(non_camel_case_types)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum GgmlType {
             $(#[doc = concat!("`", $name, "`: ", $block, " values in ", $bytes, " bytes")] $variant,)*
+            /// R16K4 tiles of a format that has kernels: [`TILED_IDS`] plus its own id.
+            Tiled(Format),
             /// An id that is not in the table: shown by `inspect`, refused when its weights are loaded.
             Unknown(u32),
         }
@@ -20,7 +28,7 @@ macro_rules! ggml_types {
             pub fn from_u32(id: u32) -> Self {
                 match id {
                     $($id => Self::$variant,)*
-                    other => Self::Unknown(other),
+                    other => Self::tiled_from_u32(other).unwrap_or(Self::Unknown(other)),
                 }
             }
 
@@ -28,31 +36,34 @@ macro_rules! ggml_types {
             pub fn id(self) -> u32 {
                 match self {
                     $(Self::$variant => $id,)*
+                    Self::Tiled(format) => TILED_IDS + Self::of(format).id(),
                     Self::Unknown(id) => id,
                 }
             }
 
-            /// The name as the field writes it, upper case (`Q4_K`); `unknown` for an id not in the table.
+            /// The name as the field writes it, upper case (`Q4_K`); `R16K4` for tiles, `unknown` for an id not in the table.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
+                    Self::Tiled(_) => "R16K4",
                     Self::Unknown(_) => "unknown",
                 }
             }
 
-            /// Values in a block; 0 for an unknown type.
+            /// Values in a block of a row; 0 for an unknown type.
             pub fn block_size(self) -> u64 {
                 match self {
                     $(Self::$variant => $block,)*
+                    Self::Tiled(format) => Self::of(format).block_size(),
                     Self::Unknown(_) => 0,
                 }
             }
 
-            /// Bytes in a block; 0 for an unknown type.
+            /// Bytes in a block; 0 for an unknown type and for tiles, which pad whole matrices.
             pub fn type_size(self) -> u64 {
                 match self {
                     $(Self::$variant => $bytes,)*
-                    Self::Unknown(_) => 0,
+                    Self::Tiled(_) | Self::Unknown(_) => 0,
                 }
             }
 
@@ -60,7 +71,7 @@ macro_rules! ggml_types {
             pub fn is_removed(self) -> bool {
                 match self {
                     $(Self::$variant => $removed,)*
-                    Self::Unknown(_) => false,
+                    Self::Tiled(_) | Self::Unknown(_) => false,
                 }
             }
         }
@@ -113,9 +124,32 @@ ggml_types! {
     42 Q2_0 "Q2_0" 64 18 false;
 }
 
+impl GgmlType {
+    /// The GGML type of a kernel format, found by its name.
+    pub fn of(format: Format) -> Self {
+        let named = |known: &&Self| known.name() == format.name();
+        Self::KNOWN.iter().find(named).copied().unwrap_or(Self::Unknown(u32::MAX))
+    }
+
+    /// The kernel format of this type's values, in rows or in tiles; `None` where no kernel reads it.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            Self::Tiled(format) => Some(format),
+            rows => Format::ALL.into_iter().find(|format| format.name() == rows.name()),
+        }
+    }
+
+    fn tiled_from_u32(id: u32) -> Option<Self> {
+        let rows = id.checked_sub(TILED_IDS)?;
+        let known = Self::KNOWN.iter().find(|known| known.id() == rows)?;
+        known.format().map(Self::Tiled)
+    }
+}
+
 impl std::fmt::Display for GgmlType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Tiled(format) => write!(f, "R16K4 {}", format.name()),
             Self::Unknown(id) => write!(f, "unknown({id})"),
             known => f.write_str(known.name()),
         }

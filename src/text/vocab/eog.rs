@@ -70,7 +70,7 @@ const FIM_MARKS: &[&[&str]] = &[
 const SHOWN: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 /// Finds them all, in order, and corrects the kinds of tokens whose text gives them away.
-pub(super) fn detect(texts: &Texts, ids: &SpecialIds, kinds: &mut [Kind]) -> Vec<TokenId> {
+pub(super) fn detect(texts: &Texts<'_>, ids: &SpecialIds, kinds: &mut [Kind]) -> Vec<TokenId> {
     let token = |text: &str| texts.token(text.as_bytes());
     let lowest = |names: &[&str]| names.iter().filter_map(|name| token(name)).min();
     let mut set = |id: TokenId, kind: Kind| {

@@ -1,7 +1,7 @@
 //! A vocabulary as the model file states it, borrowed: what `model::vocab` reads and [`Vocab`](super::Vocab) builds on.
 //! Next on the data's way: `Vocab::new`.
 
-use super::{Kind, VocabError};
+use super::{Kind, MAX_VOCAB_TOKENS, VocabError};
 use crate::text::TokenId;
 
 /// A tokenizer's metadata. `S` lists byte strings; listing them twice gives the same.
@@ -60,6 +60,19 @@ impl<'m, S> RawVocab<'m, S>
 where
     S: ExactSizeIterator<Item = &'m [u8]> + Clone,
 {
+    /// Whether the family is SentencePiece, else byte-level BPE.
+    pub(super) fn is_spm(&self) -> Result<bool, VocabError> {
+        let tokens = self.tokens.len();
+        if tokens == 0 || tokens > MAX_VOCAB_TOKENS {
+            return Err(VocabError::Size { found: tokens });
+        }
+        match self.model {
+            "llama" => Ok(true),
+            "gpt2" => Ok(false),
+            other => Err(VocabError::UnsupportedModel { found: other.to_string() }),
+        }
+    }
+
     /// Every token's kind.
     pub(super) fn kinds(&self) -> Result<Vec<Kind>, VocabError> {
         let tokens = self.tokens.len();
