@@ -36,7 +36,7 @@ fn main() {
     let machine = Machine::measure(&sets);
     if asked(&["matmul", "attention"], "matmul") {
         println!(
-            "\nGMAC/s, GB/s of weights, % of the lower of peak and bandwidth x MACs a byte (cache if hot, else memory)"
+            "\nGMAC/s; one row also GB/s and % of the lower of peak and reads (hot 1 MiB, cold 768 MiB); several: % of peak"
         );
         println!(
             "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
