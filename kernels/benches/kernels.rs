@@ -36,7 +36,7 @@ fn main() {
     let machine = Machine::measure(&sets);
     if asked(&["matmul", "attention"], "matmul") {
         println!(
-            "\nGMAC/s, GB/s of weights, % of the lower of peak and bandwidth x MACs a byte (cache if hot, else memory)"
+            "\nGMAC/s; one row also GB/s and % of the lower of peak and reads (hot 1 MiB, cold 768 MiB); several: % of peak"
         );
         println!(
             "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
@@ -116,39 +116,29 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
         black_box(&mut out);
     };
     let first = matrix(machine.tiles(bytes).next().expect("fits"));
-    let is_hot = bytes <= HOT_BYTES;
-    let hot = is_hot.then(|| best(sets, 8, |set| run(set, &first, 1)));
+    let hot = (bytes <= HOT_BYTES).then(|| best(sets, 8, |set| run(set, &first, 1)));
     let copies = machine.tiles(bytes).count() as f64;
     let cold = best(sets, 1, |set| machine.tiles(bytes).for_each(|tiles| run(set, &matrix(tiles), 1)));
     let few = best(sets, 1, |set| run(set, &first, FEW));
     let many = best(sets, 1, |set| run(set, &first, PREFILL));
     for (i, set) in sets.iter().enumerate() {
         let peak = machine.peaks[i][usize::from(!format.is_quantized())];
-        let product = |n: usize, time: f64, hot: bool| {
-            let macs = (rows * cols * n) as f64;
-            let bandwidth = if hot { machine.cache_bandwidth } else { machine.memory_bandwidth };
+        let macs = (rows * cols) as f64;
+        let one = |time: f64, bandwidth: f64| {
             let share = 100.0 * macs / time / peak.min(bandwidth * macs / bytes as f64);
-            (
-                format!("{:6.1}", macs / time / 1e9),
-                format!("{:6.1}", bytes as f64 / time / 1e9),
-                format!("{share:4.0}%"),
-            )
-        };
-        let one = |time: Option<f64>, hot: bool| match time.map(|time| product(1, time, hot)) {
-            Some((macs, bytes, share)) => format!("{macs} {bytes} {share}"),
-            None => "-".to_owned(),
+            format!("{:6.1} {:6.1} {share:4.0}%", macs / time / 1e9, bytes as f64 / time / 1e9)
         };
         let several = |n: usize, time: f64| {
-            let (macs, _, share) = product(n, time, is_hot);
-            format!("{macs} {share}")
+            let rate = n as f64 * macs / time;
+            format!("{:6.1} {:4.0}%", rate / 1e9, 100.0 * rate / peak)
         };
         println!(
             "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
             set.name(),
             format.name(),
             format!("{rows}x{cols}"),
-            one(hot.as_ref().map(|hot| hot[i]), true),
-            one(Some(cold[i] / copies), false),
+            hot.as_ref().map_or("-".to_owned(), |hot| one(hot[i], machine.cache_bandwidth)),
+            one(cold[i] / copies, machine.memory_bandwidth),
             several(FEW, few[i]),
             several(PREFILL, many[i]),
         );
@@ -200,7 +190,7 @@ fn best<S: Copy>(subjects: &[S], batch: u32, mut f: impl FnMut(S)) -> Vec<f64> {
     best
 }
 
-/// Reads everything, as wide as the CPU can.
+/// Reads everything, as wide as the CPU can and fetching ahead as the kernels do.
 fn read(bytes: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
@@ -231,6 +221,12 @@ fn read_words(bytes: &[u8]) {
     for bytes in bytes.as_chunks::<512>().0 {
         for (sum, word) in sum.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *sum ^= u64::from_le_bytes(*word);
+        }
+        #[cfg(target_arch = "x86_64")]
+        for line in (0..512).step_by(64) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: every x86-64 CPU has the instruction, which accesses nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(4096 + line).cast()) };
         }
     }
     black_box(sum);
