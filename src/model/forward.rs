@@ -39,6 +39,8 @@ const REDUNDANT_ROWS: usize = 4;
 const RESIDUAL_GROUPS: usize = 2;
 const FFN_GROUPS: usize = 2;
 const HEAD_GROUPS: usize = 16;
+/// Row groups a chunk that a worker's buffer holds with the most rows: what kernels set up once a call pays over as many.
+const MOST_GROUPS: usize = 4;
 /// Bytes of the next operation's weights that a worker fetches before it waits: what the hardware needs to see the stream.
 const FETCH_BYTES: usize = 4096;
 /// Chunks a worker at least, where there are enough: so few that calls cost nothing beside their work, so many that helping a
@@ -366,7 +368,7 @@ impl Step<'_> {
     /// Row groups a chunk of a matrix with `total` of them, at least `least`; a chunk's values fit [`Work::values`].
     fn chunk_groups(&self, total: usize, least: usize) -> usize {
         let fair = total / (self.workers.threads() * CHUNKS_A_WORKER);
-        fair.min(least * self.max_rows / self.n.max(1)).max(least)
+        fair.min(MOST_GROUPS * self.max_rows / self.n.max(1)).max(least)
     }
 
     /// The token's embedding, dequantized, as row `t` of `x`.
@@ -603,6 +605,6 @@ fn widest(hyper: &Hyper) -> usize {
 
 /// Values of a worker's own buffer: a padded row, a chunk of any product, or a key and a value.
 fn values_len(hyper: &Hyper, max_rows: usize, max_outputs: usize) -> usize {
-    let chunk = ROW_GROUP * RESIDUAL_GROUPS.max(FFN_GROUPS) * max_rows.max(max_outputs);
+    let chunk = ROW_GROUP * MOST_GROUPS * max_rows.max(max_outputs);
     padded(widest(hyper)).max(chunk).max(2 * hyper.head_dim)
 }
