@@ -12,7 +12,7 @@
 //! | tensors named [`TABLE_PREFIX`]… | ready-made tables of the vocabulary, `I8` |
 //!
 //! Hashes are BLAKE3 in hexadecimal: without a C compiler and without crypto extensions the fastest of the well-kept ones.
-//! Written by [`write`]; read here; next on the data's way: `weights` binds matrices to it.
+//! Written by [`mod@write`]; read here; next on the data's way: `weights` binds matrices to it.
 
 pub mod write;
 
