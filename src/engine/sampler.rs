@@ -187,19 +187,20 @@ impl Sampler {
 
 /// The largest logit's token, of equals the lowest id. `None` where a logit is NaN or the largest is not finite.
 fn argmax(logits: &[f32]) -> Option<(TokenId, f32)> {
-    // Lane by lane, so that the compiler uses vectors. `0 · x` is NaN where `x` is NaN or infinite: rare, and then looked at again.
+    // Lane by lane, so that the compiler uses vectors. Zero times a number stays zero unless that is NaN or infinite: rare, and
+    // then looked at again.
     let (chunks, rest) = logits.as_chunks::<ARGMAX_LANES>();
     let mut lanes = [f32::NEG_INFINITY; ARGMAX_LANES];
     let mut zeros = [0.0f32; ARGMAX_LANES];
     for chunk in chunks {
         for ((lane, zero), logit) in lanes.iter_mut().zip(&mut zeros).zip(chunk) {
             *lane = lane.max(*logit);
-            *zero += 0.0 * logit;
+            *zero *= logit;
         }
     }
     for ((lane, zero), logit) in lanes.iter_mut().zip(&mut zeros).zip(rest) {
         *lane = lane.max(*logit);
-        *zero += 0.0 * logit;
+        *zero *= logit;
     }
     let largest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let suspect = zeros.into_iter().any(f32::is_nan);

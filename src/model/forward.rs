@@ -575,8 +575,9 @@ fn fetch(kernels: Kernels, tiles: &[u8]) -> impl Fn(usize, usize) + Sync {
 
 /// Row `t` of `[groups][n][16]`, from row group `first_group` on, to contiguous values.
 fn gather(x: &[f32], n: usize, t: usize, first_group: usize, out: &mut [f32]) {
-    for (group, values) in out.chunks_exact_mut(ROW_GROUP).enumerate() {
-        values.copy_from_slice(&x[((first_group + group) * n + t) * ROW_GROUP..][..ROW_GROUP]);
+    let x = x.as_chunks::<ROW_GROUP>().0;
+    for (group, values) in out.as_chunks_mut::<ROW_GROUP>().0.iter_mut().enumerate() {
+        *values = x[(first_group + group) * n + t];
     }
 }
 
