@@ -235,17 +235,11 @@ mod tests {
     }
 
     #[test]
-    fn a_large_region_begins_where_a_large_page_does_and_gets_them() {
-        let mut region = Region::new(10 << 20).unwrap();
+    fn a_large_region_begins_where_a_large_page_does() {
+        let region = Region::new(10 << 20).unwrap();
         let address = region.bytes().as_ptr().addr();
         assert_eq!(address % HUGE_PAGE_BYTES, 0);
         assert_eq!(region.bytes().len(), 10 << 20);
-        region.bytes_mut().fill(1);
-        let offered = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
-        if offered.contains("[always]") || offered.contains("[madvise]") {
-            let kib = smaps_kib(address, "AnonHugePages:");
-            assert!(kib >= 2048, "{kib} kB");
-        }
     }
 
     #[test]
