@@ -48,6 +48,8 @@ mod dispatch;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 mod format;
+mod kproduct;
+mod kquant;
 mod math;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
@@ -60,10 +62,11 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{QBlock, Rows, blocks_per_row, padded_cols};
+pub use activation::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
 pub use attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len, kv_store};
 pub use dispatch::{KernelError, Kernels};
-pub use format::{BLOCK, Format, ROW_GROUP, TILE_K, packed_bytes};
+pub use format::{BLOCK, Format, ROW_GROUP, RowKind, TILE_K, packed_bytes};
+pub use kquant::SUPER_BLOCK;
 pub use math::{EXP_MAX, EXP_MIN, exp};
 pub use matrix::{Matrix, ShapeError};
 pub use pack::{PackError, pack_row_group};
