@@ -22,7 +22,7 @@ use hearth_kernels::Kernels;
 use tiny::{SHAPE, Shape};
 
 /// (format, logits hash of 8 greedy steps after a prompt of 150 tokens)
-const GOLDENS: [(&str, u64); 8] = [
+const GOLDENS: [(&str, u64); 11] = [
     ("F32", 0xfa83_49dd_1d24_40f2),
     ("F16", 0xb70d_c9f0_5d6a_7c4f),
     ("BF16", 0xd756_2cc3_968f_8cb2),
@@ -31,6 +31,9 @@ const GOLDENS: [(&str, u64); 8] = [
     ("Q5_0", 0x7190_464a_6884_b724),
     ("Q5_1", 0x8459_46bd_3fb6_d4ac),
     ("Q8_0", 0xcbfe_c004_7f72_9db7),
+    ("Q4_K", 0xb1e6_5625_495f_8f01),
+    ("Q5_K", 0x2541_feb9_a195_133c),
+    ("Q6_K", 0xb008_477b_83b4_ae1e),
 ];
 
 const PROMPT_TOKENS: u32 = 150;
@@ -98,7 +101,7 @@ fn run(file: &[u8], settings: Settings, sampling: &SamplingParams) -> (u64, Vec<
 fn every_format_gives_its_golden_logits_hash_on_every_kernel_set() {
     let mut wrong = vec![];
     for (format, golden) in GOLDENS {
-        let file = tiny::model(SHAPE, format, 7);
+        let file = tiny::model(tiny::shape_for(format), format, 7);
         for kernels in Kernels::supported() {
             let settings = Settings { kernels, threads: 1, batch: 1, prefill_chunk: 64 };
             let (hash, _) = run(&file, settings, &SamplingParams::default());
@@ -143,7 +146,7 @@ fn the_same_seed_gives_the_same_text_in_any_company() {
 #[test]
 fn the_numeric_model_stays_close_to_plain_f32() {
     for (format, _) in GOLDENS {
-        let file = tiny::model(SHAPE, format, 11);
+        let file = tiny::model(tiny::shape_for(format), format, 11);
         with_tiny(&file, 1, |model, mut workers| {
             let tokens = prompt(1);
             let n_vocab = model.hyper.n_vocab;

@@ -7,8 +7,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use hearth_kernels::{
-    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, Rows, blocks_per_row, kv_block_len, packed_bytes,
-    padded_cols,
+    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, QBlockK, RowKind, Rows, blocks_per_row,
+    k_blocks_per_row, kv_block_len, packed_bytes, padded_cols,
 };
 
 /// Output × input features.
@@ -96,6 +96,8 @@ impl Machine {
 }
 
 fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine: &Machine) {
+    // Rows of the K formats are whole super-blocks: a little longer here.
+    let cols = cols.next_multiple_of(format.block_cols());
     let bytes = packed_bytes(format, rows, cols).expect("a small shape");
     let matrix = |tiles| Matrix::new(format, rows, cols, tiles).expect("aligned tiles");
     let x: Vec<f32> = (0..padded_cols(cols) * PREFILL).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
@@ -103,12 +105,14 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
     for (x, q) in x.chunks(padded_cols(cols)).zip(q.chunks_mut(blocks_per_row(cols))) {
         Kernels::detect().quantize(x, q);
     }
-    let input = |n: usize| {
-        if format.is_quantized() {
-            Rows::Quantized(&q[..n * blocks_per_row(cols)])
-        } else {
-            Rows::Dense(&x[..n * padded_cols(cols)])
-        }
+    let mut k = vec![QBlockK::default(); k_blocks_per_row(cols) * PREFILL];
+    if format.row_kind() == RowKind::QuantizedK {
+        Kernels::detect().quantize_k(&x, &mut k);
+    }
+    let input = |n: usize| match format.row_kind() {
+        RowKind::Dense => Rows::Dense(&x[..n * padded_cols(cols)]),
+        RowKind::Quantized => Rows::Quantized(&q[..n * blocks_per_row(cols)]),
+        RowKind::QuantizedK => Rows::QuantizedK(&k[..n * k_blocks_per_row(cols)]),
     };
     let mut out = vec![0.0; rows * PREFILL];
     let mut run = |set: Kernels, w: &Matrix<'_>, n: usize| {
@@ -122,7 +126,7 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
     let few = best(sets, 1, |set| run(set, &first, FEW));
     let many = best(sets, 1, |set| run(set, &first, PREFILL));
     for (i, set) in sets.iter().enumerate() {
-        let peak = machine.peaks[i][usize::from(!format.is_quantized())];
+        let peak = machine.peaks[i][usize::from(format.row_kind() == RowKind::Dense)];
         let macs = (rows * cols) as f64;
         let one = |time: f64, bandwidth: f64| {
             let share = 100.0 * macs / time / peak.min(bandwidth * macs / bytes as f64);

@@ -5,14 +5,15 @@ use std::ops::Range;
 
 use crate::activation::QBlock;
 use crate::dispatch::simd_set;
+use crate::kproduct;
 use crate::matrix::Matrix;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Dot, LANES, Simd};
 
 mod product;
 
 simd_set! {
     /// For x86-64 CPUs with AVX2, FMA and F16C.
-    pub(crate) static AVX2 = "avx2" for token(), features(#[target_feature(enable = "avx2,fma,f16c")]), product::product;
+    pub(crate) static AVX2 = "avx2" for token(), features(#[target_feature(enable = "avx2,fma,f16c")]), product::product, kproduct::product;
 }
 
 /// The first feature of the set that this CPU misses.
@@ -186,5 +187,91 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         with!(self, _mm_prefetch::<_MM_HINT_T0>(p.cast()));
+    }
+}
+
+impl Dot for Avx2 {
+    type W = [__m256i; 2];
+    type I = [__m256i; 2];
+
+    #[inline(always)]
+    fn load_w(self, w: &[u8; 4 * LANES]) -> Self::W {
+        let p = w.as_ptr().cast::<__m256i>();
+        with!(self, [_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1))])
+    }
+    #[inline(always)]
+    fn bits(self, w: Self::W, shift: u32, mask: u8) -> Self::W {
+        // Sixteen bits at a time: the mask takes off what came from the neighbour.
+        with!(self, {
+            let (count, mask) = (_mm_cvtsi32_si128(shift.cast_signed()), _mm256_set1_epi8(mask.cast_signed()));
+            [
+                _mm256_and_si256(_mm256_srl_epi16(w[0], count), mask),
+                _mm256_and_si256(_mm256_srl_epi16(w[1], count), mask),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn join(self, low: Self::W, high: Self::W) -> Self::W {
+        with!(self, {
+            [
+                _mm256_or_si256(low[0], _mm256_slli_epi16::<4>(high[0])),
+                _mm256_or_si256(low[1], _mm256_slli_epi16::<4>(high[1])),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> Self::I {
+        with!(self, [_mm256_set1_epi32(x); 2])
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; LANES]) -> Self::I {
+        let p = x.as_ptr();
+        with!(self, {
+            [_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))]
+        })
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; LANES]) -> Self::I {
+        let p = x.as_ptr();
+        with!(self, {
+            [_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))]
+        })
+    }
+    #[inline(always)]
+    fn mul_add_i(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
+        with!(self, {
+            [
+                _mm256_add_epi32(_mm256_mullo_epi32(a[0], b[0]), c[0]),
+                _mm256_add_epi32(_mm256_mullo_epi32(a[1], b[1]), c[1]),
+            ]
+        })
+    }
+    /// Pairs of products are at most 2 · 63 · 127, two of them still fit int16.
+    #[inline(always)]
+    fn dot16(self, acc: Self::I, w: [Self::W; 4], x: &[i8; LANES]) -> Self::I {
+        let x = x.as_chunks::<4>().0;
+        with!(self, {
+            let ones = _mm256_set1_epi16(1);
+            let x = [
+                _mm256_set1_epi32(i32::from_le_bytes(x[0].map(i8::cast_unsigned))),
+                _mm256_set1_epi32(i32::from_le_bytes(x[1].map(i8::cast_unsigned))),
+                _mm256_set1_epi32(i32::from_le_bytes(x[2].map(i8::cast_unsigned))),
+                _mm256_set1_epi32(i32::from_le_bytes(x[3].map(i8::cast_unsigned))),
+            ];
+            let mut acc = acc;
+            for half in 0..2 {
+                let a =
+                    _mm256_add_epi16(_mm256_maddubs_epi16(w[0][half], x[0]), _mm256_maddubs_epi16(w[1][half], x[1]));
+                let b =
+                    _mm256_add_epi16(_mm256_maddubs_epi16(w[2][half], x[2]), _mm256_maddubs_epi16(w[3][half], x[3]));
+                let sum = _mm256_add_epi32(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones));
+                acc[half] = _mm256_add_epi32(acc[half], sum);
+            }
+            acc
+        })
+    }
+    #[inline(always)]
+    fn to_f32(self, x: Self::I) -> V {
+        with!(self, V(_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])))
     }
 }

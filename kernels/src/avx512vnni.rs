@@ -6,15 +6,16 @@ use std::ops::Range;
 
 use crate::activation::QBlock;
 use crate::dispatch::simd_set;
+use crate::kproduct;
 use crate::matrix::Matrix;
-use crate::simd::{LANES, Simd};
+use crate::simd::{Dot, LANES, Simd};
 
 mod product;
 
 simd_set! {
     /// For x86-64 CPUs with AVX-512 F, BW, DQ, VL and VNNI.
     pub(crate) static AVX512VNNI = "avx512vnni" for token(),
-        features(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]), product::product;
+        features(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]), product::product, kproduct::product;
 }
 
 /// The first feature of the set that this CPU misses.
@@ -161,5 +162,60 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         with!(self, _mm_prefetch::<_MM_HINT_T0>(p.cast()));
+    }
+}
+
+impl Dot for Avx512 {
+    type W = __m512i;
+    type I = __m512i;
+
+    #[inline(always)]
+    fn load_w(self, w: &[u8; 4 * LANES]) -> __m512i {
+        with!(self, _mm512_loadu_si512(w.as_ptr().cast()))
+    }
+    #[inline(always)]
+    fn bits(self, w: __m512i, shift: u32, mask: u8) -> __m512i {
+        // Sixteen bits at a time: the mask takes off what came from the neighbour.
+        with!(self, {
+            let shifted = _mm512_srl_epi16(w, _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm512_and_si512(shifted, _mm512_set1_epi8(mask.cast_signed()))
+        })
+    }
+    #[inline(always)]
+    fn join(self, low: __m512i, high: __m512i) -> __m512i {
+        with!(self, _mm512_or_si512(low, _mm512_slli_epi16::<4>(high)))
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        with!(self, _mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; LANES]) -> __m512i {
+        with!(self, _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8; LANES]) -> __m512i {
+        with!(self, _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+    }
+    #[inline(always)]
+    fn mul_add_i(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        with!(self, _mm512_add_epi32(_mm512_mullo_epi32(a, b), c))
+    }
+    #[inline(always)]
+    fn dot16(self, acc: __m512i, w: [__m512i; 4], x: &[i8; LANES]) -> __m512i {
+        let x = x.as_chunks::<4>().0;
+        with!(self, {
+            let acc =
+                _mm512_dpbusd_epi32(acc, w[0], _mm512_set1_epi32(i32::from_le_bytes(x[0].map(i8::cast_unsigned))));
+            let acc =
+                _mm512_dpbusd_epi32(acc, w[1], _mm512_set1_epi32(i32::from_le_bytes(x[1].map(i8::cast_unsigned))));
+            let acc =
+                _mm512_dpbusd_epi32(acc, w[2], _mm512_set1_epi32(i32::from_le_bytes(x[2].map(i8::cast_unsigned))));
+            _mm512_dpbusd_epi32(acc, w[3], _mm512_set1_epi32(i32::from_le_bytes(x[3].map(i8::cast_unsigned))))
+        })
+    }
+    #[inline(always)]
+    fn to_f32(self, x: __m512i) -> __m512 {
+        with!(self, _mm512_cvtepi32_ps(x))
     }
 }

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use crate::activation::{QBlock, Rows, blocks_per_row, padded_cols};
+use crate::activation::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
 use crate::attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len};
-use crate::format::{BLOCK, ROW_GROUP};
+use crate::format::{BLOCK, ROW_GROUP, RowKind};
+use crate::kquant::SUPER_BLOCK;
 use crate::matrix::Matrix;
 use crate::simd::LANES;
 
@@ -13,8 +14,10 @@ use crate::simd::LANES;
 pub(crate) struct Set {
     pub(crate) name: &'static str,
     pub(crate) matmul_quantized: unsafe fn(&Matrix<'_>, Range<usize>, &[QBlock], usize, &mut [f32]),
+    pub(crate) matmul_k: unsafe fn(&Matrix<'_>, Range<usize>, &[QBlockK], usize, &mut [f32]),
     pub(crate) matmul_dense: unsafe fn(&Matrix<'_>, Range<usize>, &[f32], usize, &mut [f32]),
     pub(crate) quantize: unsafe fn(&[f32], &mut [QBlock]),
+    pub(crate) quantize_k: unsafe fn(&[f32], &mut [QBlockK]),
     pub(crate) rms_norm: unsafe fn(&[f32], usize, &[f32], f32, &mut [f32]),
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) exp: unsafe fn(&mut [f32]),
@@ -27,15 +30,20 @@ pub(crate) struct Set {
 macro_rules! simd_set {
     (
         $(#[$doc:meta])*
-        $vis:vis static $set:ident = $name:literal for $token:expr, features($(#[$feature:meta])*), $matmul:path;
+        $vis:vis static $set:ident = $name:literal for $token:expr, features($(#[$feature:meta])*), $matmul:path, $matmul_k:path;
     ) => {
         $(#[$doc])*
         $vis static $set: $crate::dispatch::Set = {
             use $crate::attention::{AttentionArgs, AttentionScratch, attend};
+            use $crate::activation::QBlockK;
             use $crate::ops;
             $(#[$feature])*
             fn matmul_quantized(w: &Matrix<'_>, groups: Range<usize>, x: &[QBlock], n: usize, out: &mut [f32]) {
                 $matmul($token, w, groups, x, n, out);
+            }
+            $(#[$feature])*
+            fn matmul_k(w: &Matrix<'_>, groups: Range<usize>, x: &[QBlockK], n: usize, out: &mut [f32]) {
+                $matmul_k($token, w, groups, x, n, out);
             }
             $(#[$feature])*
             fn matmul_dense(w: &Matrix<'_>, groups: Range<usize>, x: &[f32], n: usize, out: &mut [f32]) {
@@ -44,6 +52,10 @@ macro_rules! simd_set {
             $(#[$feature])*
             fn quantize(x: &[f32], out: &mut [QBlock]) {
                 ops::quantize($token, x, out);
+            }
+            $(#[$feature])*
+            fn quantize_k(x: &[f32], out: &mut [QBlockK]) {
+                ops::quantize_k($token, x, out);
             }
             $(#[$feature])*
             fn rms_norm(x: &[f32], group_stride: usize, w: &[f32], eps: f32, out: &mut [f32]) {
@@ -66,7 +78,7 @@ macro_rules! simd_set {
                 attend($token, a, out, scratch);
             }
             $crate::dispatch::Set {
-                name: $name, matmul_quantized, matmul_dense, quantize, rms_norm, silu_mul, exp, prefetch, attention,
+                name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, attention,
             }
         };
     };
@@ -154,13 +166,19 @@ impl Kernels {
         assert_eq!(Some(out.len()), cells, "matmul: output length for {} groups x {n} rows", groups.len());
         match x {
             Rows::Quantized(x) => {
-                assert!(w.format().is_quantized(), "matmul: quantized rows for {:?}", w.format());
+                assert!(w.format().row_kind() == RowKind::Quantized, "matmul: quantized rows for {:?}", w.format());
                 assert_eq!(Some(x.len()), n.checked_mul(blocks_per_row(w.cols())), "matmul: blocks of {n} rows");
                 // SAFETY: `self` proves the features; the shapes were checked above and `Matrix::new` checked the tiles.
                 unsafe { (self.0.matmul_quantized)(w, groups, x, n, out) }
             }
+            Rows::QuantizedK(x) => {
+                assert!(w.format().row_kind() == RowKind::QuantizedK, "matmul: rows in K blocks for {:?}", w.format());
+                assert_eq!(Some(x.len()), n.checked_mul(k_blocks_per_row(w.cols())), "matmul: K blocks of {n} rows");
+                // SAFETY: as above.
+                unsafe { (self.0.matmul_k)(w, groups, x, n, out) }
+            }
             Rows::Dense(x) => {
-                assert!(!w.format().is_quantized(), "matmul: dense rows for {:?}", w.format());
+                assert!(w.format().row_kind() == RowKind::Dense, "matmul: dense rows for {:?}", w.format());
                 assert_eq!(Some(x.len()), n.checked_mul(padded_cols(w.cols())), "matmul: values of {n} rows");
                 // SAFETY: as above.
                 unsafe { (self.0.matmul_dense)(w, groups, x, n, out) }
@@ -177,6 +195,16 @@ impl Kernels {
         assert!(x.len().div_ceil(BLOCK) <= out.len(), "quantize: {} values into {} blocks", x.len(), out.len());
         // SAFETY: `self` proves the features.
         unsafe { (self.0.quantize)(x, out) }
+    }
+
+    /// Quantizes one row into blocks of 256 for the K formats.
+    ///
+    /// # Panics
+    /// If `x` is not exactly as long as `out` holds.
+    pub fn quantize_k(self, x: &[f32], out: &mut [QBlockK]) {
+        assert_eq!(Some(x.len()), out.len().checked_mul(SUPER_BLOCK), "quantize_k: values for {} blocks", out.len());
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.quantize_k)(x, out) }
     }
 
     /// RMS norm of a strided row into `out`: value `k` is `x[(k / 16) * group_stride + k % 16]`. A plain row has stride 16;

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::activation::QBlock;
 use crate::dispatch::simd_set;
+use crate::kproduct;
 use crate::matrix::Matrix;
 use crate::neon::Neon;
 
@@ -12,7 +13,7 @@ mod product;
 
 simd_set! {
     /// For AArch64 CPUs with dotprod.
-    pub(crate) static DOTPROD = "dotprod" for Neon, features(#[target_feature(enable = "neon,dotprod")]), product::product;
+    pub(crate) static DOTPROD = "dotprod" for Neon, features(#[target_feature(enable = "neon,dotprod")]), product::product, kproduct::product;
 }
 
 /// What this CPU misses of the set.

@@ -1,4 +1,6 @@
-//! Weight formats and the geometry of a tile. `pack` writes tiles by these numbers, `matrix` and the kernels read them.
+//! Weight formats and the geometry of a tile (of the K formats: `kquant`). `pack` writes tiles by these numbers, `matrix` and the kernels read them.
+
+use crate::kquant::{KQuant, Q4K, Q5K, Q6K, SUPER_BLOCK};
 
 /// Rows in a row group, the height of a tile.
 pub const ROW_GROUP: usize = 16;
@@ -28,12 +30,40 @@ pub enum Format {
     Q5_0,
     /// Blocks of 32: f16 scale, f16 minimum, 32 × 5 bits.
     Q5_1,
+    /// Blocks of 256: f16 scale and minimum, both times 6 bits for each 32, 256 × 4 bits.
+    Q4K,
+    /// Blocks of 256: f16 scale and minimum, both times 6 bits for each 32, 256 × 5 bits.
+    Q5K,
+    /// Blocks of 256: f16 scale times an i8 for each 16, 256 × 6 bits less 32.
+    Q6K,
+}
+
+/// In which form a product takes its activations, see [`crate::Rows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowKind {
+    /// f32.
+    Dense,
+    /// Blocks of 32.
+    Quantized,
+    /// Blocks of 256.
+    QuantizedK,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q5_0, Self::Q5_1];
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
 
     /// GGML's name of the format.
     pub fn name(self) -> &'static str {
@@ -46,24 +76,42 @@ impl Format {
             Self::Q4_1 => "Q4_1",
             Self::Q5_0 => "Q5_0",
             Self::Q5_1 => "Q5_1",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
         }
     }
 
-    /// Whether products with this format take [`crate::Rows::Quantized`] (else [`crate::Rows::Dense`]).
-    pub fn is_quantized(self) -> bool {
-        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    /// Which activations products with this format take.
+    pub fn row_kind(self) -> RowKind {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => RowKind::Dense,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => RowKind::Quantized,
+            Self::Q4K | Self::Q5K | Self::Q6K => RowKind::QuantizedK,
+        }
     }
 
-    /// Bytes of one GGUF row of `cols` values; a quantized format needs `cols` to be a multiple of [`BLOCK`] (a partial
-    /// block is not counted). Saturates at `usize::MAX`.
+    /// Values in one block; rows are whole blocks.
+    pub fn block_cols(self) -> usize {
+        match self.row_kind() {
+            RowKind::Dense => 1,
+            RowKind::Quantized => BLOCK,
+            RowKind::QuantizedK => SUPER_BLOCK,
+        }
+    }
+
+    /// Columns in a tile.
+    pub fn tile_cols(self) -> usize {
+        if self.row_kind() == RowKind::QuantizedK { SUPER_BLOCK } else { TILE_K }
+    }
+
+    /// Bytes of one GGUF row of `cols` values; `cols` must be a multiple of [`Format::block_cols`] (a partial block is not
+    /// counted). Saturates at `usize::MAX`.
     pub fn source_row_bytes(self, cols: usize) -> usize {
-        match self.source_block_bytes() {
-            Some(bytes) => (cols / BLOCK).saturating_mul(bytes),
-            None => cols.saturating_mul(self.dense_value_bytes()),
-        }
+        (cols / self.block_cols()).saturating_mul(self.source_block_bytes())
     }
 
-    /// Bytes of one packed tile, [`ROW_GROUP`] rows × [`TILE_K`] columns; a multiple of 64.
+    /// Bytes of one packed tile, [`ROW_GROUP`] rows × [`Format::tile_cols`] columns; a multiple of 64.
     pub fn tile_bytes(self) -> usize {
         match self {
             Self::F32 => 4 * ROW_GROUP * TILE_K,
@@ -73,30 +121,32 @@ impl Format {
             Self::Q4_1 => <Q4_1 as Quant>::TILE_BYTES,
             Self::Q5_0 => <Q5_0 as Quant>::TILE_BYTES,
             Self::Q5_1 => <Q5_1 as Quant>::TILE_BYTES,
+            Self::Q4K => <Q4K as KQuant>::TILE_BYTES,
+            Self::Q5K => <Q5K as KQuant>::TILE_BYTES,
+            Self::Q6K => <Q6K as KQuant>::TILE_BYTES,
         }
     }
 
-    /// Bytes of one GGUF block of 32 values; `None` for a dense format.
-    pub(crate) fn source_block_bytes(self) -> Option<usize> {
+    /// Bytes of one GGUF block of [`Format::block_cols`] values.
+    fn source_block_bytes(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => None,
-            Self::Q8_0 => Some(2 + 32),
-            Self::Q4_0 => Some(2 + 16),
-            Self::Q4_1 => Some(2 + 2 + 16),
-            Self::Q5_0 => Some(2 + 4 + 16),
-            Self::Q5_1 => Some(2 + 2 + 4 + 16),
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 => 2 + 32,
+            Self::Q4_0 => 2 + 16,
+            Self::Q4_1 => 2 + 2 + 16,
+            Self::Q5_0 => 2 + 4 + 16,
+            Self::Q5_1 => 2 + 2 + 4 + 16,
+            Self::Q4K => Q4K::SOURCE_BYTES,
+            Self::Q5K => Q5K::SOURCE_BYTES,
+            Self::Q6K => Q6K::SOURCE_BYTES,
         }
-    }
-
-    /// Bytes of one value of a dense format.
-    pub(crate) fn dense_value_bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
     }
 }
 
-/// Bytes of a packed `rows` × `cols` matrix: rows padded to [`ROW_GROUP`], columns to [`TILE_K`]. `None` on overflow.
+/// Bytes of a packed `rows` × `cols` matrix: rows padded to [`ROW_GROUP`], columns to [`Format::tile_cols`]. `None` on overflow.
 pub fn packed_bytes(format: Format, rows: usize, cols: usize) -> Option<usize> {
-    rows.div_ceil(ROW_GROUP).checked_mul(cols.div_ceil(TILE_K))?.checked_mul(format.tile_bytes())
+    rows.div_ceil(ROW_GROUP).checked_mul(cols.div_ceil(format.tile_cols()))?.checked_mul(format.tile_bytes())
 }
 
 /// A quantized format as constants, so that a kernel is compiled once per format. A tile is, in this order: scales
@@ -147,17 +197,30 @@ quant! {
     Q5_1: 5, 0, true, 768;
 }
 
-/// Calls `$f::<Q>($($arg),*)` with the type of a quantized `$format`; evaluates `$dense` otherwise.
+/// Calls `$f::<Q>($($arg),*)` with the type of a `$format` in blocks of 32; evaluates `$other` otherwise.
 macro_rules! for_quant {
-    ($format:expr, $f:ident ( $($arg:expr),* ), $dense:expr) => {
+    ($format:expr, $f:ident ( $($arg:expr),* ), $other:expr) => {
         match $format {
             $crate::format::Format::Q8_0 => $f::<$crate::format::Q8_0>($($arg),*),
             $crate::format::Format::Q4_0 => $f::<$crate::format::Q4_0>($($arg),*),
             $crate::format::Format::Q4_1 => $f::<$crate::format::Q4_1>($($arg),*),
             $crate::format::Format::Q5_0 => $f::<$crate::format::Q5_0>($($arg),*),
             $crate::format::Format::Q5_1 => $f::<$crate::format::Q5_1>($($arg),*),
-            $crate::format::Format::F32 | $crate::format::Format::F16 | $crate::format::Format::Bf16 => $dense,
+            _ => $other,
         }
     };
 }
 pub(crate) use for_quant;
+
+/// Calls `$f::<Q>($($arg),*)` with the type of a K `$format`; evaluates `$other` otherwise.
+macro_rules! for_kquant {
+    ($format:expr, $f:ident ( $($arg:expr),* ), $other:expr) => {
+        match $format {
+            $crate::format::Format::Q4K => $f::<$crate::kquant::Q4K>($($arg),*),
+            $crate::format::Format::Q5K => $f::<$crate::kquant::Q5K>($($arg),*),
+            $crate::format::Format::Q6K => $f::<$crate::kquant::Q6K>($($arg),*),
+            _ => $other,
+        }
+    };
+}
+pub(crate) use for_kquant;

@@ -16,6 +16,9 @@
 //!   `isum = Σ w q` (`w` is the stored number less 8 for Q4_0, less 16 for Q5_0, as stored for Q4_1 and Q5_1, signed for
 //!   Q8_0): `acc = fma(dw * d, isum, acc)`, then for Q4_1 and Q5_1 `acc = fma(mw, d * sum, acc)`. `dw`, `mw` are the
 //!   block's f16 scale and minimum. Padding blocks (to 64 columns) take part as zeros.
+//! * **K product**: activations in blocks of 256 ([`QBlockK`]), `d` and `q` as above over the whole block. For each super-block
+//!   in index order, with exact integers: `isum = Σ scale (Σ w q)` over its sub-blocks (`w` as stored; less 32 for Q6_K) and,
+//!   for Q4_K and Q5_K, `imin = Σ min (Σ q)`: `acc = fma(dw * d, isum, acc)`, then `acc = fma(dmin * -d, imin, acc)`.
 //! * **Dense product**: `acc = +0`; `acc = fma(w[k], x[k], acc)`, `k` ascending, padding included.
 //! * **Sixteen-lane sum**: lane `j` takes values `j, j + 16, …` in order (missing ones count as `+0`); then
 //!   `t_i = lane_i + lane_{i+8}`, `u_i = t_i + t_{i+4}`, `v_i = u_i + u_{i+2}`, result `v_0 + v_1`.
@@ -34,7 +37,7 @@
 //!   a kernel through the weights.
 //!
 //! # Reading order
-//! [`format`](Format) and `pack` (the layout) · `activation` ([`QBlock`]) · `simd` (the sixteen lanes) · `ops` and
+//! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`]) · `simd` (the sixteen lanes) · `ops` and
 //! `attention` (written once over those lanes) · `scalar` (the integer product as specified) · `avx2`, `avx512vnni`, `neon`,
 //! `dotprod` (the same product, fast) · `dispatch` (the table and the checks).
 
@@ -48,6 +51,8 @@ mod dispatch;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 mod format;
+mod kproduct;
+mod kquant;
 mod math;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
@@ -60,10 +65,11 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-pub use activation::{QBlock, Rows, blocks_per_row, padded_cols};
+pub use activation::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
 pub use attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len, kv_store};
 pub use dispatch::{KernelError, Kernels};
-pub use format::{BLOCK, Format, ROW_GROUP, TILE_K, packed_bytes};
+pub use format::{BLOCK, Format, ROW_GROUP, RowKind, TILE_K, packed_bytes};
+pub use kquant::SUPER_BLOCK;
 pub use math::{EXP_MAX, EXP_MIN, exp};
 pub use matrix::{Matrix, ShapeError};
 pub use pack::{PackError, pack_row_group};

@@ -2,7 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::format::{BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_K, packed_bytes};
+use crate::format::{BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, packed_bytes};
+use crate::kquant::{Q4K, Q5K, Q6K, unpack_tile};
 
 /// Alignment of packed tiles, bytes.
 const TILE_ALIGN: usize = 64;
@@ -30,7 +31,7 @@ pub enum ShapeError {
         cols: usize,
     },
     /// A quantized row is not whole blocks.
-    #[error("{cols} columns of {format:?}: a quantized row must be a multiple of 32")]
+    #[error("{cols} columns of {}: a row must be a multiple of {}", format.name(), format.block_cols())]
     Columns {
         /// Format asked for.
         format: Format,
@@ -56,7 +57,7 @@ pub enum ShapeError {
 impl<'a> Matrix<'a> {
     /// Checks length and alignment of `tiles` against the shape.
     pub fn new(format: Format, rows: usize, cols: usize, tiles: &'a [u8]) -> Result<Self, ShapeError> {
-        if format.is_quantized() && !cols.is_multiple_of(BLOCK) {
+        if !cols.is_multiple_of(format.block_cols()) {
             return Err(ShapeError::Columns { format, cols });
         }
         let need = packed_bytes(format, rows, cols).ok_or(ShapeError::TooLarge { rows, cols })?;
@@ -97,7 +98,7 @@ impl<'a> Matrix<'a> {
 
     /// Tiles along a row group.
     pub(crate) fn tiles_per_group(&self) -> usize {
-        self.cols.div_ceil(TILE_K)
+        self.cols.div_ceil(self.format.tile_cols())
     }
 
     /// The tiles of one row group, `tiles_per_group() × tile_bytes()` bytes.
@@ -114,7 +115,7 @@ impl<'a> Matrix<'a> {
         assert!(row < self.rows, "row {row} of a matrix with {} rows", self.rows);
         assert_eq!(out.len(), self.cols, "unpack_row: output length");
         let tiles = self.group(row / ROW_GROUP).chunks_exact(self.format.tile_bytes());
-        for (tile, out) in tiles.zip(out.chunks_mut(TILE_K)) {
+        for (tile, out) in tiles.zip(out.chunks_mut(self.format.tile_cols())) {
             let r = row % ROW_GROUP;
             match self.format {
                 Format::F32 => unpack_dense(tile, r, out, f32::from_le_bytes),
@@ -125,6 +126,9 @@ impl<'a> Matrix<'a> {
                 Format::Q4_1 => unpack_quant::<Q4_1>(tile, r, out),
                 Format::Q5_0 => unpack_quant::<Q5_0>(tile, r, out),
                 Format::Q5_1 => unpack_quant::<Q5_1>(tile, r, out),
+                Format::Q4K => unpack_tile::<Q4K>(tile, r, out),
+                Format::Q5K => unpack_tile::<Q5K>(tile, r, out),
+                Format::Q6K => unpack_tile::<Q6K>(tile, r, out),
             }
         }
     }

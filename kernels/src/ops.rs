@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use crate::activation::QBlock;
+use crate::activation::{QBlock, QBlockK};
 use crate::format::{BLOCK, Format, ROW_GROUP};
+use crate::kquant::SUPER_BLOCK;
 use crate::matrix::Matrix;
 use crate::simd::{LANES, Simd, exp};
 
@@ -53,6 +54,29 @@ pub(crate) fn quantize<S: Simd>(s: S, x: &[f32], out: &mut [QBlock]) {
         out.sum = s.quantize(low, inv, &mut q[0]) + s.quantize(high, inv, &mut q[1]);
         out.d = largest / 127.0;
         out.d_sum = out.d * out.sum as f32;
+    }
+}
+
+#[inline(always)]
+pub(crate) fn quantize_k<S: Simd>(s: S, x: &[f32], out: &mut [QBlockK]) {
+    for (x, out) in x.as_chunks::<SUPER_BLOCK>().0.iter().zip(out) {
+        let parts = x.as_chunks::<LANES>().0;
+        let mut largest = s.splat(0.0);
+        for part in parts {
+            largest = s.max(largest, s.abs(s.load(part)));
+        }
+        let largest = s.max_lane(largest);
+        if largest < ZERO_BELOW {
+            *out = QBlockK::default();
+            continue;
+        }
+        let inv = 127.0 / largest;
+        let (q, _) = out.q.as_chunks_mut::<LANES>();
+        for ((part, q), sum) in parts.iter().zip(q).zip(&mut out.sums) {
+            // Sixteen values of at most 127 each.
+            *sum = s.quantize(s.load(part), inv, q) as i16;
+        }
+        out.d = largest / 127.0;
     }
 }
 

@@ -2,7 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::format::{BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_BLOCKS, TILE_K};
+use crate::format::{BLOCK, Format, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Quant, ROW_GROUP, TILE_BLOCKS};
+use crate::kquant::{self, Q4K, Q5K, Q6K};
 
 /// Magnitudes below this are stored as zero, so that no denormal is born in a product: 2^-100.
 const FLUSH_BELOW: f32 = 7.888_609e-31;
@@ -17,7 +18,7 @@ pub enum PackError {
         rows: usize,
     },
     /// A quantized row is not whole blocks.
-    #[error("{cols} columns of {format:?}: a quantized row must be a multiple of 32")]
+    #[error("{cols} columns of {}: a row must be a multiple of {}", format.name(), format.block_cols())]
     Columns {
         /// Format asked for.
         format: Format,
@@ -47,7 +48,7 @@ pub enum PackError {
     BlockNotFinite {
         /// Row within the group.
         row: usize,
-        /// Block of 32 within the row.
+        /// Block within the row.
         block: usize,
         /// "scale" or "minimum".
         what: &'static str,
@@ -72,7 +73,7 @@ pub fn pack_row_group(format: Format, src: &[u8], rows: usize, cols: usize, out:
     if rows == 0 || rows > ROW_GROUP {
         return Err(PackError::Rows { rows });
     }
-    if format.is_quantized() && !cols.is_multiple_of(BLOCK) {
+    if !cols.is_multiple_of(format.block_cols()) {
         return Err(PackError::Columns { format, cols });
     }
     let row_bytes = format.source_row_bytes(cols);
@@ -80,7 +81,7 @@ pub fn pack_row_group(format: Format, src: &[u8], rows: usize, cols: usize, out:
     if src.len() != need {
         return Err(PackError::SourceLength { have: src.len(), need, rows });
     }
-    let need = cols.div_ceil(TILE_K).saturating_mul(format.tile_bytes());
+    let need = cols.div_ceil(format.tile_cols()).saturating_mul(format.tile_bytes());
     if out.len() != need {
         return Err(PackError::OutputLength { have: out.len(), need });
     }
@@ -98,6 +99,9 @@ pub fn pack_row_group(format: Format, src: &[u8], rows: usize, cols: usize, out:
             Format::Q4_1 => pack_quant::<Q4_1>(src, row, out)?,
             Format::Q5_0 => pack_quant::<Q5_0>(src, row, out)?,
             Format::Q5_1 => pack_quant::<Q5_1>(src, row, out)?,
+            Format::Q4K => kquant::pack_row::<Q4K>(src, row, out)?,
+            Format::Q5K => kquant::pack_row::<Q5K>(src, row, out)?,
+            Format::Q6K => kquant::pack_row::<Q6K>(src, row, out)?,
         }
     }
     Ok(())

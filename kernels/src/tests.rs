@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use crate::{Format, Kernels, Matrix, ROW_GROUP, pack_row_group, packed_bytes};
+use crate::{Format, Kernels, Matrix, ROW_GROUP, RowKind, SUPER_BLOCK, pack_row_group, packed_bytes};
 
 mod attention;
 mod dispatch;
@@ -81,6 +81,11 @@ impl Weights {
     }
 }
 
+/// `cols`, or the next number of columns that is whole blocks.
+pub(crate) fn fit(format: Format, cols: usize) -> usize {
+    cols.next_multiple_of(format.block_cols())
+}
+
 /// Index of the first byte on a 64-byte boundary.
 fn boundary(bytes: &[u8]) -> usize {
     bytes.as_ptr().addr().wrapping_neg() % 64
@@ -88,7 +93,7 @@ fn boundary(bytes: &[u8]) -> usize {
 
 fn source_row(format: Format, cols: usize, data: Data, rng: &mut Rng) -> Vec<u8> {
     let mut out = Vec::new();
-    if !format.is_quantized() {
+    if format.row_kind() == RowKind::Dense {
         for _ in 0..cols {
             let value = match data {
                 Data::Random => rng.unit(),
@@ -102,6 +107,9 @@ fn source_row(format: Format, cols: usize, data: Data, rng: &mut Rng) -> Vec<u8>
             }
         }
         return out;
+    }
+    if format.row_kind() == RowKind::QuantizedK {
+        return (0..cols / SUPER_BLOCK).flat_map(|_| source_super_block(format, data, rng)).collect();
     }
     for _ in 0..cols / 32 {
         let header = if matches!(format, Format::Q4_1 | Format::Q5_1) { 2 } else { 1 };
@@ -125,6 +133,27 @@ fn source_row(format: Format, cols: usize, data: Data, rng: &mut Rng) -> Vec<u8>
     out
 }
 
+/// A super-block with random or extreme bytes and two f16 that are numbers.
+fn source_super_block(format: Format, data: Data, rng: &mut Rng) -> Vec<u8> {
+    let fill = [0x00, 0xff, 0x80, 0x7f][rng.bits() as usize % 4];
+    let byte = |rng: &mut Rng| match data {
+        Data::Random => rng.bits() as u8,
+        Data::Extreme => fill,
+        Data::Zero => 0,
+    };
+    let mut out: Vec<u8> = (0..format.source_row_bytes(SUPER_BLOCK)).map(|_| byte(rng)).collect();
+    let halves: &[usize] = if format == Format::Q6K { &[208] } else { &[0, 2] };
+    for &at in halves {
+        let value = match data {
+            Data::Random => rng.unit() * 0.01,
+            Data::Extreme => 65504.0 * rng.unit().signum(),
+            Data::Zero => 0.0,
+        };
+        out[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
+    }
+    out
+}
+
 /// Rows straight from GGUF bytes: the formulas of ggml's `dequantize_row_*`.
 pub(crate) fn dequantize(format: Format, source: &[u8], cols: usize) -> Vec<Vec<f32>> {
     let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
@@ -138,6 +167,10 @@ pub(crate) fn dequantize(format: Format, source: &[u8], cols: usize) -> Vec<Vec<
             Format::Q8_0 => {
                 row.chunks(34).flat_map(|b| b[2..].iter().map(move |q| f32::from(*q as i8) * half(b))).collect()
             }
+            Format::Q4K | Format::Q5K => {
+                row.chunks(format.source_row_bytes(SUPER_BLOCK)).flat_map(|b| dequantize_k(format, b)).collect()
+            }
+            Format::Q6K => row.chunks(210).flat_map(dequantize_q6_k).collect(),
             _ => row.chunks(format.source_row_bytes(32)).flat_map(|b| dequantize_low(format, b)).collect(),
         }
     };
@@ -160,6 +193,56 @@ fn dequantize_low(format: Format, b: &[u8]) -> [f32; 32] {
             (false, false) => (w - 8) as f32 * d,
         }
     })
+}
+
+/// `dequantize_row_q4_K` and `dequantize_row_q5_K`, step by step as ggml takes them.
+fn dequantize_k(format: Format, b: &[u8]) -> Vec<f32> {
+    let half = |at: usize| f16::from_le_bytes([b[at], b[at + 1]]).to_f32();
+    let (d, dmin, scales) = (half(0), half(2), &b[4..16]);
+    let scale_min = |j: usize| match j {
+        0..4 => (scales[j] & 63, scales[j + 4] & 63),
+        _ => ((scales[j + 4] & 15) | ((scales[j - 4] >> 6) << 4), (scales[j + 4] >> 4) | ((scales[j] >> 6) << 4)),
+    };
+    let five = format == Format::Q5K;
+    let (high, mut nibbles) = (&b[16..48], &b[if five { 48 } else { 16 }..]);
+    let mut out = Vec::new();
+    let mut bit = 1u8;
+    for j in (0..8).step_by(2) {
+        for (j, shift) in [(j, 0), (j + 1, 4)] {
+            let (scale, min) = scale_min(j);
+            let (d1, m1) = (d * f32::from(scale), dmin * f32::from(min));
+            for l in 0..32 {
+                let fifth = if five && high[l] & bit != 0 { 16 } else { 0 };
+                out.push(d1 * f32::from((nibbles[l] >> shift & 15) + fifth) - m1);
+            }
+            bit <<= 1;
+        }
+        nibbles = &nibbles[32..];
+    }
+    out
+}
+
+/// `dequantize_row_q6_K`, step by step as ggml takes them.
+fn dequantize_q6_k(b: &[u8]) -> [f32; SUPER_BLOCK] {
+    let d = f16::from_le_bytes([b[208], b[209]]).to_f32();
+    let mut out = [0.0; SUPER_BLOCK];
+    for n in 0..2 {
+        let (ql, qh, sc) = (&b[64 * n..], &b[128 + 32 * n..], &b[192 + 8 * n..]);
+        for l in 0..32 {
+            let is = l / 16;
+            let q = [
+                (ql[l] & 15) | ((qh[l] & 3) << 4),
+                (ql[l + 32] & 15) | ((qh[l] >> 2 & 3) << 4),
+                (ql[l] >> 4) | ((qh[l] >> 4 & 3) << 4),
+                (ql[l + 32] >> 4) | ((qh[l] >> 6 & 3) << 4),
+            ];
+            for (i, q) in q.into_iter().enumerate() {
+                let scale = f32::from(sc[is + 2 * i].cast_signed());
+                out[128 * n + 32 * i + l] = d * scale * f32::from(q.cast_signed() - 32);
+            }
+        }
+    }
+    out
 }
 
 /// Every set but the specification.

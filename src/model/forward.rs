@@ -9,8 +9,10 @@
 
 use std::ops::Range;
 
-use hearth_kernels::{AttentionArgs, AttentionScratch, KV_BLOCK, Kernels, Matrix, QBlock, ROW_GROUP, Rows, TILE_K};
-use hearth_kernels::{blocks_per_row, kv_block_len, kv_store};
+use hearth_kernels::{
+    AttentionArgs, AttentionScratch, KV_BLOCK, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, RowKind, Rows,
+};
+use hearth_kernels::{SUPER_BLOCK, TILE_K, blocks_per_row, k_blocks_per_row, kv_block_len, kv_store};
 
 use crate::model::Model;
 use crate::model::hyper::Hyper;
@@ -78,6 +80,8 @@ pub struct Scratch {
 struct Input {
     /// `[rows][blocks_per_row(width)]`.
     quantized: Vec<QBlock>,
+    /// `[rows][k_blocks_per_row(width)]`.
+    quantized_k: Vec<QBlockK>,
     /// `[rows][width padded to 64]`.
     dense: Vec<f32>,
 }
@@ -182,21 +186,38 @@ impl Input {
         let width = widest(hyper);
         Self {
             quantized: vec![QBlock::default(); rows * blocks_per_row(width)],
+            quantized_k: vec![QBlockK::default(); rows * width.div_ceil(SUPER_BLOCK)],
             dense: vec![0.0; rows * padded(width)],
         }
     }
 
     fn bytes(hyper: &Hyper, rows: usize) -> usize {
         let width = widest(hyper);
-        rows * (blocks_per_row(width) * size_of::<QBlock>() + padded(width) * size_of::<f32>())
+        let k = width.div_ceil(SUPER_BLOCK) * size_of::<QBlockK>();
+        rows * (blocks_per_row(width) * size_of::<QBlock>() + k + padded(width) * size_of::<f32>())
     }
 
     /// The first `rows` rows of `width` values, in the form that `matrix` multiplies.
     fn rows(&self, matrix: &Matrix<'_>, rows: usize, width: usize) -> Rows<'_> {
-        if matrix.format().is_quantized() {
-            Rows::Quantized(&self.quantized[..rows * blocks_per_row(width)])
-        } else {
-            Rows::Dense(&self.dense[..rows * padded(width)])
+        match matrix.format().row_kind() {
+            RowKind::Quantized => Rows::Quantized(&self.quantized[..rows * blocks_per_row(width)]),
+            RowKind::QuantizedK => Rows::QuantizedK(&self.quantized_k[..rows * k_blocks_per_row(width)]),
+            RowKind::Dense => Rows::Dense(&self.dense[..rows * padded(width)]),
+        }
+    }
+
+    /// Writes a prepared row, padded to 64, as row `t` in the forms that are needed.
+    fn emit(&mut self, kernels: Kernels, needs: Needs, t: usize, row: &[f32], width: usize) {
+        if needs.quantized {
+            let blocks = blocks_per_row(width);
+            kernels.quantize(&row[..width], &mut self.quantized[t * blocks..][..blocks]);
+        }
+        if needs.quantized_k {
+            let blocks = k_blocks_per_row(width);
+            kernels.quantize_k(&row[..width], &mut self.quantized_k[t * blocks..][..blocks]);
+        }
+        if needs.dense {
+            self.dense[t * row.len()..][..row.len()].copy_from_slice(row);
         }
     }
 }
@@ -216,15 +237,14 @@ enum Source<'a> {
 #[derive(Clone, Copy)]
 struct Needs {
     quantized: bool,
+    quantized_k: bool,
     dense: bool,
 }
 
 impl Needs {
     fn of(matrices: &[&Matrix<'_>]) -> Self {
-        Self {
-            quantized: matrices.iter().any(|matrix| matrix.format().is_quantized()),
-            dense: matrices.iter().any(|matrix| !matrix.format().is_quantized()),
-        }
+        let any = |kind| matrices.iter().any(|matrix| matrix.format().row_kind() == kind);
+        Self { quantized: any(RowKind::Quantized), quantized_k: any(RowKind::QuantizedK), dense: any(RowKind::Dense) }
     }
 }
 
@@ -398,10 +418,8 @@ impl Step<'_> {
         if n <= REDUNDANT_ROWS {
             let prepare_all = |own: &mut WorkerScratch| {
                 for t in 0..n {
-                    let quantized = &mut own.input.quantized[t * blocks_per_row(width)..][..blocks_per_row(width)];
-                    let dense = &mut own.input.dense[t * padded(width)..][..padded(width)];
                     prepare(kernels, source, n, t, width, &mut own.work.values);
-                    emit(kernels, needs, &own.work.values[..padded(width)], width, quantized, dense);
+                    own.input.emit(kernels, needs, t, &own.work.values[..padded(width)], width);
                 }
             };
             self.workers.chunks(self.scratch, out, chunk_len, fetch_next, prepare_all, |own, index, out| {
@@ -420,6 +438,20 @@ impl Step<'_> {
                 |own, t, row| {
                     prepare(kernels, source, n, t, width, &mut own.work.values);
                     kernels.quantize(&own.work.values[..width], row);
+                },
+            );
+        }
+        if needs.quantized_k {
+            let rows = &mut self.shared.quantized_k[..n * k_blocks_per_row(width)];
+            self.workers.chunks(
+                self.scratch,
+                rows,
+                k_blocks_per_row(width),
+                |_, _| (),
+                |_| (),
+                |own, t, row| {
+                    prepare(kernels, source, n, t, width, &mut own.work.values);
+                    kernels.quantize_k(&own.work.values[..width], row);
                 },
             );
         }
@@ -553,16 +585,6 @@ fn prepare(kernels: Kernels, source: Source<'_>, n: usize, t: usize, width: usiz
         Source::GroupMajor(x) => gather(x, n, t, 0, &mut out[..width]),
     }
     out[width..].fill(0.0);
-}
-
-/// Writes a prepared row in the forms that are needed.
-fn emit(kernels: Kernels, needs: Needs, row: &[f32], width: usize, quantized: &mut [QBlock], dense: &mut [f32]) {
-    if needs.quantized {
-        kernels.quantize(&row[..width], quantized);
-    }
-    if needs.dense {
-        dense.copy_from_slice(row);
-    }
 }
 
 /// What a worker does before it waits: it fetches the beginning of its share of `tiles`, the next operation's weights.

@@ -4,7 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 /// GGML type ids and bytes of one block, as the GGUF specification lists them.
-pub const TYPES: [(&str, u32, usize, usize); 8] = [
+pub const TYPES: [(&str, u32, usize, usize); 11] = [
     // name, id, values a block, bytes a block
     ("F32", 0, 1, 4),
     ("F16", 1, 1, 2),
@@ -14,6 +14,9 @@ pub const TYPES: [(&str, u32, usize, usize); 8] = [
     ("Q5_0", 6, 32, 22),
     ("Q5_1", 7, 32, 24),
     ("Q8_0", 8, 32, 34),
+    ("Q4_K", 12, 256, 144),
+    ("Q5_K", 13, 256, 176),
+    ("Q6_K", 14, 256, 210),
 ];
 
 /// Shape of a tiny model.
@@ -32,6 +35,14 @@ pub struct Shape {
 
 pub const SHAPE: Shape =
     Shape { n_layer: 2, n_embd: 96, n_ff: 160, n_head: 6, n_head_kv: 2, n_vocab: 100, n_ctx: 512, tied: true };
+
+/// A shape whose rows are whole super-blocks of 256.
+pub const WIDE: Shape = Shape { n_layer: 1, n_embd: 256, n_ff: 256, n_head: 8, n_head_kv: 2, ..SHAPE };
+
+/// The shape for a type.
+pub fn shape_for(type_name: &str) -> Shape {
+    if type_name.ends_with("_K") { WIDE } else { SHAPE }
+}
 
 /// A GGUF v3 file with weights of one type (norms F32).
 pub fn model(shape: Shape, type_name: &str, seed: u64) -> Vec<u8> {
@@ -124,6 +135,23 @@ impl Writer {
                 "F32" => data.extend((self.signed() * size).to_le_bytes()),
                 "F16" => data.extend(half::f16::from_f32(self.signed() * size).to_le_bytes()),
                 "BF16" => data.extend(half::bf16::from_f32(self.signed() * size).to_le_bytes()),
+                "Q4_K" | "Q5_K" => {
+                    // Minimums in the middle of what the numbers reach, so that weights are about zero on average.
+                    let levels = if type_name == "Q4_K" { 16.0 } else { 32.0 };
+                    let d = size / levels / 24.0 * (1.0 + 0.5 * self.signed());
+                    data.extend(half::f16::from_f32(d).to_le_bytes());
+                    data.extend(half::f16::from_f32(d * levels / 2.0).to_le_bytes());
+                    // Scales and minimums of 0 to 63, the same pairs in both: their packing is tested elsewhere.
+                    let pairs: [u8; 4] = std::array::from_fn(|_| (self.next() >> 56) as u8);
+                    data.extend(pairs.iter().chain(&pairs));
+                    data.extend(pairs.map(|pair| (pair & 15) * 17));
+                    data.extend((0..bytes - 16).map(|_| (self.next() >> 56) as u8));
+                }
+                "Q6_K" => {
+                    data.extend((0..192).map(|_| (self.next() >> 56) as u8));
+                    data.extend((0..16).map(|_| (self.next() >> 56) as u8));
+                    data.extend(half::f16::from_f32(size / 32.0 / 64.0 * (1.0 + 0.5 * self.signed())).to_le_bytes());
+                }
                 _ => {
                     let levels = if type_name.starts_with("Q8") {
                         127.0

@@ -1,10 +1,10 @@
 //! The same bits on every architecture: one computation through every operation, its hashes written down.
 
 use super::*;
-use crate::{AttentionArgs, AttentionScratch, QBlock, Rows, blocks_per_row, kv_block_len, kv_store};
+use crate::{AttentionArgs, AttentionScratch, QBlock, QBlockK, Rows, blocks_per_row, kv_block_len, kv_store};
 
 /// Hashes of the products, in the order of `Format::ALL`.
-const PRODUCTS: [u64; 8] = [
+const PRODUCTS: [u64; 11] = [
     0x18bf_0e0d_ec0b_4728,
     0x6e2c_f39a_0b08_2971,
     0xb60c_6b6f_b05e_8a5a,
@@ -13,6 +13,9 @@ const PRODUCTS: [u64; 8] = [
     0x5421_ec6e_4646_f0c8,
     0xd0e7_82f8_3f5a_ba15,
     0x0011_1d79_df40_881e,
+    0xf962_cc2b_93d2_6198,
+    0x7cd8_5f5b_4a84_73e4,
+    0x3358_009b_d4a0_24f8,
 ];
 /// Hash of the vector operations.
 const VECTORS: u64 = 0xfe1c_5b43_a890_48e9;
@@ -37,14 +40,23 @@ fn products_have_the_bits_written_down() {
     for kernels in every_set() {
         let have = Format::ALL.map(|format| {
             let mut rng = Rng::new(21);
-            let (rows, cols, n) = (40, 160, 6);
+            let n = 6;
+            if format.row_kind() == RowKind::QuantizedK {
+                let w = Weights::new(format, 40, 512, Data::Random, &mut rng);
+                let mut blocks = vec![QBlockK::default(); n * 2];
+                blocks.chunks_mut(2).for_each(|out| kernels.quantize_k(&rng.units(512), out));
+                let mut out = vec![f32::NAN; 3 * n * ROW_GROUP];
+                kernels.matmul(&w.matrix(), 0..3, Rows::QuantizedK(&blocks), n, &mut out);
+                return hash(&out);
+            }
+            let (rows, cols) = (40, 160);
             let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
             let x: Vec<f32> = (0..n).flat_map(|_| [rng.units(cols), vec![0.0; 32]].concat()).collect();
             let mut blocks = vec![QBlock::default(); n * blocks_per_row(cols)];
             for (x, out) in x.chunks(192).zip(blocks.chunks_mut(blocks_per_row(cols))) {
                 kernels.quantize(&x[..cols], out);
             }
-            let rows = if format.is_quantized() { Rows::Quantized(&blocks) } else { Rows::Dense(&x) };
+            let rows = if format.row_kind() == RowKind::Quantized { Rows::Quantized(&blocks) } else { Rows::Dense(&x) };
             let mut out = vec![f32::NAN; 3 * n * ROW_GROUP];
             kernels.matmul(&w.matrix(), 0..3, rows, n, &mut out);
             hash(&out)

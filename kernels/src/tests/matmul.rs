@@ -1,11 +1,12 @@
 //! Products: the specification against f64 on numbers read straight from GGUF bytes, every set against it by bits.
 
 use super::*;
-use crate::{QBlock, Rows, blocks_per_row, padded_cols};
+use crate::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
 
-/// Activations in both forms.
+/// Activations in all forms; K blocks where the columns are whole ones.
 struct Input {
     quantized: Vec<QBlock>,
+    k: Vec<QBlockK>,
     dense: Vec<f32>,
 }
 
@@ -27,11 +28,21 @@ impl Input {
             }
             scalar().quantize(dense, quantized);
         }
-        Self { quantized, dense }
+        let wrong = QBlockK { q: [99; 256], sums: [99; 16], d: f32::NAN };
+        let mut k = vec![wrong; n * k_blocks_per_row(cols)];
+        if cols.is_multiple_of(SUPER_BLOCK) {
+            let rows = dense.chunks(cols).zip(k.chunks_mut(k_blocks_per_row(cols)));
+            rows.for_each(|(dense, k)| scalar().quantize_k(dense, k));
+        }
+        Self { quantized, k, dense }
     }
 
     fn rows(&self, format: Format) -> Rows<'_> {
-        if format.is_quantized() { Rows::Quantized(&self.quantized) } else { Rows::Dense(&self.dense) }
+        match format.row_kind() {
+            RowKind::Dense => Rows::Dense(&self.dense),
+            RowKind::Quantized => Rows::Quantized(&self.quantized),
+            RowKind::QuantizedK => Rows::QuantizedK(&self.k),
+        }
     }
 }
 
@@ -47,17 +58,21 @@ fn the_specification_agrees_with_f64() {
     let mut rng = Rng::new(7);
     for format in Format::ALL {
         for (rows, cols, n) in [(1, 32, 1), (19, 96, 3), (32, 576, 2), (5, 1536, 1)] {
+            let cols = fit(format, cols);
             let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
             let x = Input::new(n, cols, Data::Random, &mut rng);
             let out = product(scalar(), &w, &x, n);
             for (row, weights) in dequantize(format, &w.source, cols).iter().enumerate() {
                 for t in 0..n {
-                    let activation = |k: usize| {
-                        if format.is_quantized() {
+                    let activation = |k: usize| match format.row_kind() {
+                        RowKind::Dense => f64::from(x.dense[t * padded_cols(cols) + k]),
+                        RowKind::Quantized => {
                             let block = &x.quantized[t * blocks_per_row(cols) + k / 32];
                             f64::from(block.d) * f64::from(block.q[k % 32])
-                        } else {
-                            f64::from(x.dense[t * padded_cols(cols) + k])
+                        }
+                        RowKind::QuantizedK => {
+                            let block = &x.k[t * k_blocks_per_row(cols) + k / SUPER_BLOCK];
+                            f64::from(block.d) * f64::from(block.q[k % SUPER_BLOCK])
                         }
                     };
                     let terms = weights.iter().enumerate().map(|(k, w)| f64::from(*w) * activation(k));
@@ -80,8 +95,10 @@ fn every_set_gives_the_bits_of_the_specification() {
         // One to five row groups: sets take them in pairs or fours.
         let all_rows = [1, 16, 17, 33, 50, 79];
         let mut all_cols = vec![32, 64, 96, 576, 1536];
-        if !format.is_quantized() {
-            all_cols.extend([1, 33, 67, 100]);
+        match format.row_kind() {
+            RowKind::Dense => all_cols.extend([1, 33, 67, 100]),
+            RowKind::Quantized => (),
+            RowKind::QuantizedK => all_cols = vec![256, 512, 1536],
         }
         for (i, rows) in all_rows.into_iter().enumerate() {
             for cols in all_cols.iter().copied() {
@@ -114,15 +131,15 @@ fn every_set_gives_the_bits_of_the_specification() {
 #[test]
 fn the_largest_integer_sums_are_exact() {
     let mut rng = Rng::new(9);
-    for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
+    for format in Format::ALL.into_iter().filter(|format| format.row_kind() != RowKind::Dense) {
         for fill in [127, -127] {
             let sum = 32 * i32::from(fill);
             let block = QBlock { q: [fill; 32], d: 1.0, d_sum: sum as f32, sum };
-            let x = Input { quantized: vec![block; 5 * 2], dense: Vec::new() };
+            let k = QBlockK { q: [fill; 256], sums: [16 * i16::from(fill); 16], d: 1.0 };
             for _ in 0..8 {
-                let w = Weights::new(format, 16, 64, Data::Extreme, &mut rng);
+                let w = Weights::new(format, 16, fit(format, 64), Data::Extreme, &mut rng);
                 for n in [1, 5] {
-                    let x = Input { quantized: x.quantized[..n * 2].to_vec(), dense: Vec::new() };
+                    let x = Input { quantized: vec![block; n * 2], k: vec![k; n], dense: Vec::new() };
                     let want = product(scalar(), &w, &x, n);
                     for kernels in fast_sets() {
                         assert_same_bits(&product(kernels, &w, &x, n), &want, || {
@@ -142,6 +159,7 @@ fn long_rows_and_many_rows_have_the_bits_of_the_specification() {
     for format in Format::ALL {
         // A row of 70,000 values is longer than any set's piece of a row.
         for (rows, cols, n) in [(1, 70_016, 1), (17, 9_984, 3), (16, 4_096, 18), (33, 64, 430), (16, 96, 600)] {
+            let cols = fit(format, cols);
             let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
             let x = Input::new(n, cols, Data::Random, &mut rng);
             let want = product(scalar(), &w, &x, n);
@@ -158,7 +176,7 @@ fn long_rows_and_many_rows_have_the_bits_of_the_specification() {
 fn a_row_is_alone_in_any_batch_and_any_range() {
     let mut rng = Rng::new(10);
     for format in Format::ALL {
-        let (rows, cols, n) = (150, 96, 7);
+        let (rows, cols, n) = (150, fit(format, 96), 7);
         let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
         let x = Input::new(n, cols, Data::Random, &mut rng);
         for kernels in Kernels::supported() {
@@ -166,6 +184,7 @@ fn a_row_is_alone_in_any_batch_and_any_range() {
             for t in 0..n {
                 let one = Input {
                     quantized: x.quantized[t * blocks_per_row(cols)..][..blocks_per_row(cols)].to_vec(),
+                    k: x.k[t * k_blocks_per_row(cols)..][..k_blocks_per_row(cols)].to_vec(),
                     dense: x.dense[t * padded_cols(cols)..][..padded_cols(cols)].to_vec(),
                 };
                 for groups in [0..3, 3..10] {

@@ -8,6 +8,7 @@ fn unpacked_rows_are_what_a_gguf_dequantizer_gives() {
     let mut rng = Rng::new(3);
     for format in Format::ALL {
         for (rows, cols) in [(1, 32), (15, 64), (16, 96), (17, 576), (50, 32), (5, 1536)] {
+            let cols = fit(format, cols);
             let w = Weights::new(format, rows, cols, Data::Random, &mut rng);
             let want = dequantize(format, &w.source, cols);
             let mut row = vec![f32::NAN; cols];
@@ -35,20 +36,26 @@ fn dense_rows_need_no_whole_block() {
 #[test]
 fn padding_is_zero() {
     for format in Format::ALL {
-        let cols = 32;
+        let cols = fit(format, 32);
         let source = source_row(format, cols, Data::Extreme, &mut Rng::new(5));
         let mut out = vec![0xaa; packed_bytes(format, 16, cols).unwrap()];
         pack_row_group(format, &source, 1, cols, &mut out).unwrap();
         let used = out.iter().filter(|byte| **byte != 0).count();
-        assert!(used <= source.len(), "{format:?}: {used} bytes set from {}", source.len());
+        // Twelve bytes of 6-bit scales and minimums become sixteen.
+        let more = if matches!(format, Format::Q4K | Format::Q5K) { 4 } else { 0 };
+        assert!(used <= source.len() + more, "{format:?}: {used} bytes set from {}", source.len());
     }
 }
 
 #[test]
 fn tile_sizes_are_those_of_the_source() {
     for format in Format::ALL {
-        assert_eq!(format.tile_bytes(), 16 * format.source_row_bytes(64), "{format:?}");
-        assert_eq!(packed_bytes(format, 17, 65), Some(4 * format.tile_bytes()));
+        // The K formats' 6-bit scales are bytes in a tile, and Q6_K's tile is padded to whole cache lines.
+        let more = [(Format::Q4K, 64), (Format::Q5K, 64), (Format::Q6K, 32)].into_iter().find(|(k, _)| *k == format);
+        let source = 16 * format.source_row_bytes(format.tile_cols());
+        assert_eq!(format.tile_bytes(), source + more.map_or(0, |(_, bytes)| bytes), "{format:?}");
+        assert!(format.tile_bytes().is_multiple_of(64), "{format:?}");
+        assert_eq!(packed_bytes(format, 17, format.tile_cols() + 1), Some(4 * format.tile_bytes()));
         assert_eq!(packed_bytes(format, usize::MAX, usize::MAX), None);
     }
 }
@@ -57,14 +64,17 @@ fn tile_sizes_are_those_of_the_source() {
 fn what_is_not_finite_is_refused_with_its_place() {
     let mut rng = Rng::new(6);
     for bad in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
-        for format in Format::ALL.into_iter().filter(|format| format.is_quantized()) {
-            let block = format.source_row_bytes(32);
-            let has_min = matches!(format, Format::Q4_1 | Format::Q5_1);
-            for (at, name) in [(0, "scale"), (2, "minimum")].into_iter().take(1 + usize::from(has_min)) {
-                let mut source: Vec<u8> = (0..3).flat_map(|_| source_row(format, 96, Data::Random, &mut rng)).collect();
+        for format in Format::ALL.into_iter().filter(|format| format.row_kind() != RowKind::Dense) {
+            let block = format.source_row_bytes(format.block_cols());
+            let cols = 3 * format.block_cols();
+            let has_min = matches!(format, Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K);
+            let scale_at = if format == Format::Q6K { 208 } else { 0 };
+            for (at, name) in [(scale_at, "scale"), (2, "minimum")].into_iter().take(1 + usize::from(has_min)) {
+                let mut source: Vec<u8> =
+                    (0..3).flat_map(|_| source_row(format, cols, Data::Random, &mut rng)).collect();
                 source[block * 5 + at..][..2].copy_from_slice(&bad.to_le_bytes());
-                let mut out = vec![0; packed_bytes(format, 16, 96).unwrap()];
-                let error = pack_row_group(format, &source, 3, 96, &mut out).unwrap_err();
+                let mut out = vec![0; packed_bytes(format, 16, cols).unwrap()];
+                let error = pack_row_group(format, &source, 3, cols, &mut out).unwrap_err();
                 assert!(
                     matches!(error, PackError::BlockNotFinite { row: 1, block: 2, what, .. } if what == name),
                     "{format:?}: {error}"
