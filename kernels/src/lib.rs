@@ -37,9 +37,10 @@
 //!   a kernel through the weights.
 //!
 //! # Reading order
-//! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`]) · `simd` (the sixteen lanes) · `ops` and
-//! `attention` (written once over those lanes) · `scalar` (the integer product as specified) · `avx2`, `avx512vnni`, `neon`,
-//! `dotprod` (the same product, fast) · `dispatch` (the table and the checks).
+//! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`], [`QBlockK`]) · `simd` (the sixteen lanes) ·
+//! `ops` and `attention` (written once over those lanes), `kproduct` (the K formats' product, likewise) · `scalar` (the integer
+//! products as specified) · `avx2`, `avx512vnni`, `neon`, `dotprod` (the products of the other formats, fast) · `dispatch` (the
+//! table and the checks).
 
 mod activation;
 mod attention;
