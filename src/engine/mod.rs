@@ -166,6 +166,11 @@ impl<'m> Engine<'m> {
         self.scratch.touch();
     }
 
+    /// The threads, when the engine is no longer needed.
+    pub fn into_workers(self) -> Workers {
+        self.workers
+    }
+
     /// Takes a job.
     ///
     /// # Errors
