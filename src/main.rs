@@ -1,5 +1,5 @@
 //! The command line: one subcommand is one role, an error is one line on stderr and an exit code. Nothing else happens here.
-//! Next on the data's way: `serve::daemon` for the appliance, `client` for people, `tools` for offline jobs.
+//! Next on the data's way: `init` where the kernel starts this as PID 1, `serve::daemon` for the appliance, `client` for people, `tools` for offline jobs.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use hearth::serve::daemon::{DaemonError, with_daemon};
 use hearth::sys::fault;
-use hearth::{client, serve, tools};
+use hearth::{client, init, serve, tools};
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
 #[derive(Parser)]
@@ -36,6 +36,9 @@ fn main() -> ExitCode {
     let started = Instant::now();
     if let Err(error) = fault::exit_where_a_file_is_lost() {
         eprintln!("hearth: a handler for SIGBUS: {error}");
+    }
+    if init::is_wanted() {
+        init::run();
     }
     let result = match Cli::parse().role {
         Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
