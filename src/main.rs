@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use hearth::serve::daemon::{DaemonError, with_daemon};
 use hearth::sys::fault;
-use hearth::{client, init, serve, tools};
+use hearth::{client, config, init, serve, tools};
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
 #[derive(Parser)]
@@ -30,6 +30,7 @@ enum Role {
     Score(tools::score::ScoreArgs),
     Perplexity(tools::perplexity::PerplexityArgs),
     Bench(tools::bench::BenchArgs),
+    Config(config::ConfigArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Role::Score(args) => report(tools::score::run(&args), tools::ToolError::exit_code),
         Role::Perplexity(args) => report(tools::perplexity::run(&args), tools::ToolError::exit_code),
         Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
+        Role::Config(args) => report(config::run(&args), |_| 1),
     };
     ExitCode::from(result)
 }

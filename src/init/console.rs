@@ -1,22 +1,26 @@
-//! Where PID 1 speaks: the kernel's log always, the console while `hearth serve` does not answer there. Lines alone, bounded in
-//! length and in the time they may take: a terminal that does not read costs its own lines.
+//! Where PID 1 speaks: the kernel's log always, the console while `hearth serve` does not answer there, and where it then listens
+//! for the few commands that need no model. Lines alone, bounded in length and in the time they may take: a terminal that does not
+//! read costs its own lines. Next: `init::supervise` carries the commands out.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::tcdrain;
 use nix::time::{ClockId, clock_gettime};
+
+use crate::sys::tty::{TtyError, open_raw};
 
 /// Longest line, in bytes; the rest of a longer one is left out. A record of the kernel's log holds about 1,000.
 pub const MAX_LINE_BYTES: usize = 800;
 /// How long the console may take for one line.
 pub const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Longest command that is listened to, in bytes.
+pub const MAX_COMMAND_BYTES: usize = 32;
 
 /// The console and the kernel's log.
 #[derive(Debug, Default)]
@@ -24,6 +28,33 @@ pub struct Console {
     path: Option<PathBuf>,
     tty: Option<File>,
     log: Option<File>,
+    /// A command that has not ended yet.
+    typed: Vec<u8>,
+}
+
+/// What is typed on the console while no model answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Say what serve does.
+    Status,
+    /// Switch off.
+    PowerOff,
+    /// Start again.
+    Reboot,
+    /// Anything else.
+    Unknown,
+}
+
+impl Command {
+    fn parse(line: &[u8]) -> Option<Self> {
+        match line.trim_ascii() {
+            b"" => None,
+            b"/status" => Some(Self::Status),
+            b"/poweroff" => Some(Self::PowerOff),
+            b"/reboot" => Some(Self::Reboot),
+            _ => Some(Self::Unknown),
+        }
+    }
 }
 
 impl Console {
@@ -32,15 +63,47 @@ impl Console {
         let active = std::fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
         let path = active.split_whitespace().next_back().map(|name| Path::new("/dev").join(name));
         let log = OpenOptions::new().write(true).open("/dev/kmsg").ok();
-        Self { tty: path.as_deref().and_then(|path| open_tty(path).ok()), path, log }
+        Self { tty: path.as_deref().and_then(|path| open_raw(path).ok()), path, log, typed: Vec::new() }
     }
 
     /// A console at `path` and no kernel log: for a supervisor that is not PID 1.
     ///
     /// # Errors
     /// The device cannot be opened.
-    pub fn at(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: Some(path.to_owned()), tty: Some(open_tty(path)?), log: None })
+    pub fn at(path: &Path) -> Result<Self, TtyError> {
+        Ok(Self { path: Some(path.to_owned()), tty: Some(open_raw(path)?), log: None, typed: Vec::new() })
+    }
+
+    /// The line to listen to.
+    pub fn input(&self) -> Option<BorrowedFd<'_>> {
+        self.tty.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The terminal is gone.
+    pub fn hang_up(&mut self) {
+        self.tty = None;
+    }
+
+    /// The command that was typed, if one has ended; what is typed is echoed.
+    pub fn command(&mut self) -> Option<Command> {
+        let mut bytes = [0; 256];
+        // Reads what came: one that is slow to read loses nothing, since the terminal keeps it.
+        let count = self.tty.as_mut()?.read(&mut bytes).unwrap_or(0);
+        let mut command = None;
+        for &byte in bytes.get(..count).unwrap_or_default() {
+            match byte {
+                b'\r' | b'\n' => {
+                    self.print("\r\n");
+                    command = Command::parse(&std::mem::take(&mut self.typed)).or(command);
+                }
+                b' '..=b'~' if self.typed.len() < MAX_COMMAND_BYTES => {
+                    self.typed.push(byte);
+                    self.print(char::from(byte).encode_utf8(&mut [0; 4]));
+                }
+                _ => {}
+            }
+        }
+        command
     }
 
     /// The console's device.
@@ -103,11 +166,6 @@ pub fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
-fn open_tty(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    OpenOptions::new().write(true).custom_flags(flags.bits()).open(path)
-}
-
 /// `line` up to [`MAX_LINE_BYTES`], without anything that is not text.
 fn bounded(line: &str) -> String {
     let mut text = String::new();
@@ -123,6 +181,17 @@ fn bounded(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_are_few() {
+        let parse = |line: &str| Command::parse(line.as_bytes());
+        assert_eq!(parse(" /poweroff "), Some(Command::PowerOff));
+        assert_eq!((parse("/reboot"), parse("/status")), (Some(Command::Reboot), Some(Command::Status)));
+        assert_eq!(
+            (parse("  "), parse("hello"), parse("/poweroff now")),
+            (None, Some(Command::Unknown), Some(Command::Unknown))
+        );
+    }
 
     #[test]
     fn lines_are_bounded_and_hold_no_control_characters() {

@@ -34,9 +34,12 @@ use self::modules::{LIST, listed};
 use self::supervise::{Ending, Serve};
 use self::table::{BOOT, MODEL, MOUNTS, Mount, PARTITIONS, SEAL, SETTINGS, Setting};
 use self::watchdog::Watchdog;
+use crate::config::{Config, Serial};
 
 /// The socket that apps on the board talk to.
 pub const SOCKET: &str = "/run/hearth/hearth.sock";
+/// Settings, on the FAT partition.
+pub const CONFIG: &str = "hearth.toml";
 /// Models inside the initramfs, for boards whose card the kernel cannot read.
 pub const OWN_MODELS: &str = "/lib/hearth/models";
 /// Where PID 1 itself fails, the machine starts again after this time; somebody may read why until then.
@@ -160,16 +163,15 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
 
 /// Starts serve and looks after it.
 fn serve(console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
-    let folders = [Path::new(BOOT).join("models"), PathBuf::from(MODEL), PathBuf::from(OWN_MODELS)];
-    let mut arguments: Vec<OsString> = vec!["--socket".into(), SOCKET.into()];
-    if let Some(path) = console.path() {
-        arguments.extend(["--tty".into(), path.into()]);
-    }
+    let config = Config::read(&Path::new(BOOT).join(CONFIG)).unwrap_or_else(|error| {
+        console.say(&format!("{CONFIG} is left out: {error}"));
+        Config::default()
+    });
     if let Err(error) = fs::create_dir_all(Path::new(SOCKET).parent().unwrap_or(Path::new("/run"))) {
         console.say(&format!("the folder of {SOCKET}: {error}"));
     }
     let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
-    let serve = Serve { program, models: card::models(&folders), arguments };
+    let serve = Serve { program, models: models(&config, console), arguments: arguments(&config, console.path()) };
     if let Some(model) = serve.models.first() {
         console.stamp(&format!("starting with {}", model.display()));
     }
@@ -178,6 +180,44 @@ fn serve(console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
         std::thread::sleep(FAILURE_REST);
         Ending::Reboot
     })
+}
+
+/// The models to try: the one that is configured, then those on the card, then those of the image.
+fn models(config: &Config, console: &mut Console) -> Vec<PathBuf> {
+    let folders = [Path::new(BOOT).join("models"), PathBuf::from(MODEL), PathBuf::from(OWN_MODELS)];
+    let mut models = card::models(&folders);
+    if let Some(configured) = config.model.as_ref().map(|path| Path::new(BOOT).join(path)) {
+        if configured.is_file() {
+            models.retain(|path| *path != configured);
+            models.insert(0, configured);
+        } else {
+            console.say(&format!("{CONFIG} names {}, which is not there", configured.display()));
+        }
+    }
+    models
+}
+
+/// What serve is told beside its model.
+fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["--socket".into(), SOCKET.into()];
+    let tty = match &config.serial {
+        Serial::Console => console,
+        Serial::Device(path) => Some(path.as_path()),
+        Serial::Off => None,
+    };
+    if let Some(path) = tty {
+        arguments.extend(["--tty".into(), path.into()]);
+    }
+    let values = [
+        ("--ctx", config.ctx.map(|n| n.to_string())),
+        ("--sequences", config.sequences.map(|n| n.to_string())),
+        ("--max-tokens", config.max_tokens.map(|n| n.to_string())),
+        ("--temperature", config.temperature.map(|t| t.to_string())),
+    ];
+    for (flag, value) in values {
+        arguments.extend(value.into_iter().flat_map(|value| [flag.into(), value.into()]));
+    }
+    arguments
 }
 
 /// Ends everything, writes out what is not written, and leaves.
@@ -211,6 +251,29 @@ fn end(ending: Ending, console: &mut Console) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_become_arguments_of_serve() {
+        let words = |config: &Config| {
+            let words = arguments(config, Some(Path::new("/dev/ttyAMA0")));
+            words.into_iter().map(|word| word.into_string().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(words(&Config::default()), "--socket /run/hearth/hearth.sock --tty /dev/ttyAMA0");
+        let config = Config {
+            ctx: Some(64),
+            sequences: Some(2),
+            max_tokens: Some(3),
+            temperature: Some(0.5),
+            serial: Serial::Off,
+            model: None,
+        };
+        assert_eq!(
+            words(&config),
+            "--socket /run/hearth/hearth.sock --ctx 64 --sequences 2 --max-tokens 3 --temperature 0.5"
+        );
+        let config = Config { serial: Serial::Device("/dev/ttyS1".into()), ..Config::default() };
+        assert!(words(&config).ends_with("--tty /dev/ttyS1"));
+    }
 
     #[test]
     fn this_test_is_not_the_machines_init() {

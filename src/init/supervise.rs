@@ -16,7 +16,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
-use super::console::Console;
+use super::console::{self, Console};
 use super::judge::{Action, End, Judge};
 use super::watchdog::Watchdog;
 use crate::sys::heartbeat::{Line, Message};
@@ -37,6 +37,7 @@ const INTERRUPT: u64 = 1;
 const CHILD: u64 = 2;
 const LINE: u64 = 3;
 const LOG: u64 = 4;
+const CONSOLE: u64 = 5;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -74,6 +75,8 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         judge: Judge::new(Instant::now()),
         child: None,
         model: 0,
+        last_end: None,
+        listening: false,
         stopping: None,
     };
     supervisor.poller.add(&supervisor.terminate, TERMINATE, Interest::READ)?;
@@ -94,6 +97,10 @@ struct Supervisor<'a> {
     child: Option<Child>,
     /// Which of the models is tried.
     model: usize,
+    /// How serve ended last.
+    last_end: Option<String>,
+    /// The console's input is ours, and not serve's.
+    listening: bool,
     stopping: Option<Stopping>,
 }
 
@@ -153,7 +160,15 @@ impl Supervisor<'_> {
                 Message::ReadySeen => {}
             }
         }
+        self.share_console();
+        if self.listening {
+            self.command(now);
+        }
         self.read_log();
+        if ready.iter().any(|event| event.key == CONSOLE && event.hung_up) {
+            self.console.hang_up();
+            self.listening = false;
+        }
         // What was closed at the other end would wake the loop for ever; the end itself comes with SIGCHLD.
         if let Some(child) = &self.child {
             for event in ready.iter().filter(|event| event.hung_up) {
@@ -166,8 +181,46 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Listens on the console exactly while serve does not.
+    fn share_console(&mut self) {
+        let wanted = !self.judge.is_serving();
+        if wanted == self.listening {
+            return;
+        }
+        let Some(input) = self.console.input() else { return };
+        let changed = match wanted {
+            true => self.poller.add(input, CONSOLE, Interest::READ),
+            false => self.poller.remove(input),
+        };
+        match changed {
+            Ok(()) => self.listening = wanted,
+            Err(error) => self.console.log(&format!("listening on the console: {error}")),
+        }
+    }
+
+    /// Does what is typed on the console while no model answers there.
+    fn command(&mut self, now: Instant) {
+        match self.console.command() {
+            None => {}
+            Some(console::Command::PowerOff) => self.stop(Ending::PowerOff, now),
+            Some(console::Command::Reboot) => self.stop(Ending::Reboot, now),
+            Some(console::Command::Status) => {
+                let model =
+                    self.serve.models.get(self.model).map_or("no model".into(), |path| path.display().to_string());
+                let state = if self.child.is_some() { "serve is loading" } else { "serve is not running" };
+                let before = self.last_end.as_deref().unwrap_or("nothing ended yet");
+                self.console.say(&format!("{state}; {model}; {before}"));
+            }
+            Some(console::Command::Unknown) => {
+                self.console.say("no model answers yet; /status, /poweroff and /reboot are understood");
+            }
+        }
+    }
+
     fn is_ready(&mut self, now: Instant) {
         self.judge.ready(now);
+        // Before serve reads there, and before the console says so.
+        self.share_console();
         self.console.stamp("serve is up");
         self.console.say("ready");
         if let Some(child) = &self.child {
@@ -240,6 +293,7 @@ impl Supervisor<'_> {
             WaitStatus::Signaled(_, signal, _) => signal.to_string(),
             other => format!("{other:?}"),
         };
+        self.last_end = Some(format!("the last one ended with {how}"));
         if self.stopping.is_some() {
             return self.console.log(&format!("serve ended: {how}"));
         }
