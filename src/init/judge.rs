@@ -134,6 +134,18 @@ impl Judge {
         }
     }
 
+    /// The one who judges was away itself for `time`, because the machine stood still or had no core for it: nobody is blamed for that.
+    pub fn forgive(&mut self, time: Duration) {
+        match &mut self.phase {
+            Phase::Serving { heard, advanced, .. } => {
+                *heard += time;
+                *advanced += time;
+            }
+            Phase::Loading { since } | Phase::Killed { since } => *since += time,
+            Phase::Resting { .. } => {}
+        }
+    }
+
     /// SIGKILL was sent.
     pub fn killed(&mut self, now: Instant) {
         self.phase = Phase::Killed { since: now };
@@ -213,6 +225,17 @@ mod tests {
         judge.killed(now);
         assert_eq!((judge.action(now + STALL_LIMIT), judge.is_healthy(now + KILL_LIMIT - MS)), (None, true));
         assert!(!judge.is_healthy(now + KILL_LIMIT));
+    }
+
+    #[test]
+    fn time_in_which_nobody_ran_counts_for_nothing() {
+        let now = Instant::now();
+        let mut judge = serving(now);
+        judge.beat(now, 1, true);
+        judge.forgive(Duration::from_secs(60));
+        let later = now + Duration::from_secs(60);
+        assert_eq!(judge.action(later + STALL_LIMIT - MS), None);
+        assert_eq!(judge.action(later + STALL_LIMIT), Some(Action::Kill(Reason::Silent)));
     }
 
     #[test]

@@ -25,6 +25,8 @@ use crate::sys::signals::SignalLine;
 
 /// How often the loop looks at the clock when nothing happens.
 pub const TICK: Duration = Duration::from_millis(250);
+/// Where a wait of [`TICK`] takes this long, the machine as a whole did not run.
+pub const AWAY: Duration = Duration::from_secs(1);
 /// When the machine is to stop, running answers may end within this time.
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// After a second SIGTERM serve has this long until it is killed.
@@ -124,9 +126,14 @@ struct Stopping {
 impl Supervisor<'_> {
     fn supervise(&mut self) -> io::Result<Ending> {
         let mut ready = Vec::new();
+        let mut round_ended = Instant::now();
         loop {
             self.poller.wait(Some(TICK), &mut ready)?;
             let now = Instant::now();
+            let away = now.duration_since(round_ended);
+            if away >= AWAY {
+                self.judge.forgive(away);
+            }
             self.listen(&ready, now);
             self.reap(now);
             match self.stopping {
@@ -139,6 +146,7 @@ impl Supervisor<'_> {
             {
                 watchdog.feed(now);
             }
+            round_ended = Instant::now();
         }
     }
 
@@ -269,9 +277,11 @@ impl Supervisor<'_> {
     fn reap(&mut self, now: Instant) {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(WaitStatus::StillAlive) => return,
                 Ok(status) => status,
-                Err(_) => continue,
+                Err(Errno::EINTR) => continue,
+                // There are no children.
+                Err(_) => return,
             };
             if status.pid().is_some() && status.pid() == self.child.as_ref().map(|child| child.pid) {
                 self.is_gone(status, now);
