@@ -116,7 +116,7 @@ impl Card {
     /// # Errors
     /// See [`PartitionError`].
     pub fn mount(&self, partition: &Partition) -> Result<(), PartitionError> {
-        let Partition { number, target, kind, flags, options, reason } = *partition;
+        let Partition { number, target, kind, flags, options, reason, .. } = *partition;
         let device = self.partition(number).ok_or(PartitionError::Absent { number, what: target, reason })?;
         let refused = |source| PartitionError::Mount { number, target, kind, reason, source };
         fs::create_dir_all(target)

@@ -14,6 +14,7 @@ pub mod card;
 pub mod console;
 pub mod judge;
 pub mod modules;
+pub mod state;
 pub mod supervise;
 pub mod table;
 pub mod watchdog;
@@ -28,11 +29,11 @@ use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, sync};
 
-use self::card::{CARD_TIMEOUT, Card};
+use self::card::{CARD_TIMEOUT, Card, PartitionError};
 use self::console::Console;
 use self::modules::{LIST, listed};
 use self::supervise::{Ending, Serve};
-use self::table::{BOOT, MODEL, MOUNTS, Mount, PARTITIONS, SEAL, SETTINGS, Setting};
+use self::table::{BOOT, MODEL, MOUNTS, Mount, PARTITIONS, Partition, SEAL, SETTINGS, Setting};
 use self::watchdog::Watchdog;
 use crate::config::{Config, Serial};
 
@@ -150,8 +151,14 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
                 console.log(&format!("reading ahead on {}: {error}", card.name()));
             }
             for partition in &PARTITIONS {
-                if let Err(error) = card.mount(partition) {
-                    console.say(&error.to_string());
+                match card.mount(partition) {
+                    Ok(()) => {}
+                    Err(PartitionError::Mount { source, .. })
+                        if partition.is_ours && state::is_beyond_repair(source) =>
+                    {
+                        make_anew(&card, partition, console, watchdog.as_deref_mut());
+                    }
+                    Err(error) => console.say(&error.to_string()),
                 }
             }
             console.stamp(&format!("card {}", card.name()));
@@ -159,6 +166,26 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
     }
     // Nothing is written to the file system in memory from here on; where the kernel does not do it, nothing depends on it.
     let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
+}
+
+/// Replaces a file system that cannot be read by an empty one, and mounts that.
+fn make_anew(card: &Card, partition: &Partition, console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
+    let Partition { number, target, reason, .. } = partition;
+    console.say(&format!("partition {number} is beyond repair and made anew, empty ({reason})"));
+    let Some(device) = card.partition(*number) else { return };
+    let made = state::recreate(&device, Path::new(state::BLUEPRINT), || {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(Instant::now());
+        }
+    });
+    match made {
+        Err(error) => console.say(&format!("partition {number} cannot be made anew: {error}; {target} is missing")),
+        Ok(()) => {
+            if let Err(error) = card.mount(partition) {
+                console.say(&error.to_string());
+            }
+        }
+    }
 }
 
 /// Starts serve and looks after it.

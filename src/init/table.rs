@@ -70,6 +70,8 @@ pub struct Partition {
     pub flags: MsFlags,
     /// Options of the file system.
     pub options: &'static str,
+    /// Nobody but hearth writes there: a file system that cannot be read any more is made anew.
+    pub is_ours: bool,
     /// Why it is there.
     pub reason: &'static str,
 }
@@ -89,6 +91,7 @@ pub const PARTITIONS: [Partition; 3] = [
         kind: "vfat",
         flags: READ_ONLY,
         options: "iocharset=ascii,shortname=mixed",
+        is_ours: false,
         reason: "hearth.toml and models that somebody dropped on the card from a PC",
     },
     Partition {
@@ -97,6 +100,7 @@ pub const PARTITIONS: [Partition; 3] = [
         kind: "erofs",
         flags: READ_ONLY,
         options: "",
+        is_ours: false,
         reason: "the packed model that the image was made with",
     },
     Partition {
@@ -105,6 +109,7 @@ pub const PARTITIONS: [Partition; 3] = [
         kind: "ext4",
         flags: QUIET.union(MsFlags::MS_NOATIME),
         options: "errors=remount-ro",
+        is_ours: true,
         reason: "settings changed on the console, crash records",
     },
 ];
@@ -179,6 +184,7 @@ mod tests {
     fn nothing_on_a_card_can_be_a_program_or_a_device() {
         for partition in PARTITIONS {
             assert!(partition.flags.contains(QUIET), "{}", partition.target);
+            assert_ne!(partition.flags.contains(MsFlags::MS_RDONLY), partition.is_ours, "{}", partition.target);
         }
     }
 }
