@@ -8,7 +8,7 @@ CARD   := target/image/hearth-$(BOARD)-$(shell sed -n 's/^version = "\(.*\)"/\1/
 .PHONY: help run test model build cross image image-lock qemu bench bench-arm soak clean
 
 help:   ## this list
-	@sed -n 's/^\([a-z-]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: build  ## fetch the default model, start the daemon, open a chat
 	@image/chat $(HEARTH)

@@ -225,6 +225,11 @@ mod tests {
     }
 
     #[test]
+    fn a_pcs_editor_may_leave_its_marks() {
+        assert_eq!(Config::parse("\u{feff}# settings\r\nctx = 64\r\n").unwrap().ctx, Some(64));
+    }
+
+    #[test]
     fn an_absent_file_sets_nothing_and_a_huge_one_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hearth.toml");

@@ -90,7 +90,7 @@ pub const PARTITIONS: [Partition; 3] = [
         target: BOOT,
         kind: "vfat",
         flags: READ_ONLY,
-        options: "iocharset=ascii,shortname=mixed",
+        options: "iocharset=ascii,utf8,shortname=mixed",
         is_ours: false,
         reason: "hearth.toml and models that somebody dropped on the card from a PC",
     },
