@@ -1,4 +1,4 @@
-//! `hearth.toml`: what somebody may set on the card. [`RawConfig`] is the file as it is written, [`Config`] what was checked; every
+//! `hearth.toml`: what somebody may set on the card. `RawConfig` is the file as it is written, [`Config`] what was checked; every
 //! limit is named here. Read by `init`, which turns it into arguments of `serve`, and by `hearth config --check`.
 
 use std::path::{Component, Path, PathBuf};

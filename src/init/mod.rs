@@ -4,11 +4,11 @@
 //!
 //! | phase | what | where it fails |
 //! |---|---|---|
-//! | [`mount_kernel_file_systems`] | /dev, /proc, /sys, /run | said on the console, and on |
-//! | [`load_modules`] | drivers that the kernel has as files; the watchdog's first, armed at once | the same |
-//! | [`open_card`] | FAT, model, state | what is on it is missing |
+//! | `mount_kernel_file_systems` | /dev, /proc, /sys, /run | said on the console, and on |
+//! | `load_modules` | drivers that the kernel has as files; the watchdog's first, armed at once | the same |
+//! | `open_card` | FAT, model, state | what is on it is missing |
 //! | [`supervise::run`] | serve, until somebody switches off | restart of serve, then of the machine |
-//! | [`end`] | unmount, power off or restart | the watchdog bites |
+//! | `end` | unmount, power off or restart | the watchdog bites |
 
 pub mod card;
 pub mod console;
