@@ -31,6 +31,10 @@ pub const AWAY: Duration = Duration::from_secs(1);
 pub const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// After a second SIGTERM serve has this long until it is killed.
 pub const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// Messages taken from serve in one round: whatever it sends, the loop goes on.
+pub const MESSAGES_PER_ROUND: usize = 64;
+/// Pieces of serve's log, of 4 KiB each, taken in one round.
+pub const LOG_READS_PER_ROUND: usize = 16;
 /// Longest line of serve's log, in bytes; a longer one is cut in two.
 pub const MAX_LOG_LINE_BYTES: usize = 4096;
 
@@ -159,7 +163,8 @@ impl Supervisor<'_> {
             self.stop(Ending::Reboot, now);
         }
         self.ended.take();
-        while let Some(message) = self.child.as_ref().and_then(|child| child.line.receive()) {
+        for _ in 0..MESSAGES_PER_ROUND {
+            let Some(message) = self.child.as_ref().and_then(|child| child.line.receive()) else { break };
             match message {
                 Message::Ready => self.is_ready(now),
                 Message::Beat { operations, busy } => self.judge.beat(now, operations, busy),
@@ -257,15 +262,18 @@ impl Supervisor<'_> {
     fn start(&mut self, now: Instant) {
         self.judge.started(now);
         let started = match self.serve.models.get(self.model) {
-            Some(model) => spawn(self.serve, model).and_then(|child| {
-                self.poller.add(&child.line, LINE, Interest::READ)?;
-                self.poller.add(&child.log, LOG, Interest::READ)?;
-                Ok(child)
-            }),
+            Some(model) => spawn(self.serve, model),
             None => Err(io::Error::other("there is no model: put a .gguf into models/ on the card's first partition")),
         };
         match started {
-            Ok(child) => self.child = Some(child),
+            Ok(child) => {
+                let watched = self.poller.add(&child.line, LINE, Interest::READ);
+                if let Err(error) = watched.and_then(|()| self.poller.add(&child.log, LOG, Interest::READ)) {
+                    // Both are read in every round anyway.
+                    self.console.log(&format!("watching serve: {error}"));
+                }
+                self.child = Some(child);
+            }
             Err(error) => {
                 self.judge.ended(now, End::Refused);
                 self.console.say(&format!("serve is not started: {error}"));
@@ -323,7 +331,8 @@ impl Supervisor<'_> {
     fn read_log(&mut self) {
         let Some(child) = &mut self.child else { return };
         let mut bytes = [0; 4096];
-        while let Ok(n @ 1..) = child.log.read(&mut bytes) {
+        for _ in 0..LOG_READS_PER_ROUND {
+            let Ok(n @ 1..) = child.log.read(&mut bytes) else { break };
             child.unfinished.extend_from_slice(bytes.get(..n).unwrap_or_default());
             loop {
                 let end = child.unfinished.iter().position(|&byte| byte == b'\n');
