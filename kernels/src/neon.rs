@@ -7,16 +7,16 @@ use std::ops::Range;
 
 use crate::activation::QBlock;
 use crate::dispatch::simd_set;
-use crate::kproduct;
 use crate::matrix::Matrix;
-use crate::simd::{Dot, LANES, Simd};
+use crate::simd::{LANES, Simd};
 
+pub(crate) mod krows;
 mod product;
 pub(crate) mod rows;
 
 simd_set! {
     /// For every AArch64 CPU; uses nothing beyond ARMv8.0.
-    pub(crate) static NEON = "neon" for Neon, features(#[target_feature(enable = "neon")]), product::product, kproduct::product;
+    pub(crate) static NEON = "neon" for Neon, features(#[target_feature(enable = "neon")]), product::product, product::product_k;
 }
 
 /// The set's token; NEON is always there.
@@ -188,82 +188,5 @@ impl Simd for Neon {
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         prefetch(p.cast());
-    }
-}
-
-impl Dot for Neon {
-    type W = [uint8x16_t; 4];
-    type I = [int32x4_t; 4];
-
-    #[inline(always)]
-    fn load_w(self, w: &[u8; 4 * LANES]) -> Self::W {
-        std::array::from_fn(|i| neon!(vld1q_u8(w.as_ptr().add(16 * i))))
-    }
-    #[inline(always)]
-    fn bits(self, w: Self::W, shift: u32, mask: u8) -> Self::W {
-        w.map(|w| neon!(vandq_u8(vshlq_u8(w, vdupq_n_s8(-(shift as i8))), vdupq_n_u8(mask))))
-    }
-    #[inline(always)]
-    fn join(self, low: Self::W, high: Self::W) -> Self::W {
-        std::array::from_fn(|i| neon!(vorrq_u8(low[i], vshlq_n_u8::<4>(high[i]))))
-    }
-    #[inline(always)]
-    fn splat_i(self, x: i32) -> Self::I {
-        [neon!(vdupq_n_s32(x)); 4]
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> Self::I {
-        neon!({
-            let x = vld1q_u8(x.as_ptr());
-            let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
-            [
-                vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))),
-                vreinterpretq_s32_u32(vmovl_high_u16(low)),
-                vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
-                vreinterpretq_s32_u32(vmovl_high_u16(high)),
-            ]
-        })
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[u8; LANES]) -> Self::I {
-        neon!({
-            let x = vreinterpretq_s8_u8(vld1q_u8(x.as_ptr()));
-            let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
-            [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
-        })
-    }
-    #[inline(always)]
-    fn mul_add_i(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
-        std::array::from_fn(|i| neon!(vmlaq_s32(c[i], a[i], b[i])))
-    }
-    /// Four products are at most 4 · 63 · 127 and fit int16.
-    #[inline(always)]
-    fn dot16(self, acc: Self::I, w: [Self::W; 4], x: &[i8; LANES]) -> Self::I {
-        neon!({
-            let x = vreinterpretq_s32_s8(vld1q_s8(x.as_ptr()));
-            let x = [
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<0>(x)),
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<1>(x)),
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<2>(x)),
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<3>(x)),
-            ];
-            let mut acc = acc;
-            for (rows, acc) in acc.iter_mut().enumerate() {
-                let first = vreinterpretq_s8_u8(w[0][rows]);
-                let mut low = vmull_s8(vget_low_s8(first), vget_low_s8(x[0]));
-                let mut high = vmull_high_s8(first, x[0]);
-                for j in 1..4 {
-                    let w = vreinterpretq_s8_u8(w[j][rows]);
-                    low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(x[j]));
-                    high = vmlal_high_s8(high, w, x[j]);
-                }
-                *acc = vaddq_s32(*acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
-            }
-            acc
-        })
-    }
-    #[inline(always)]
-    fn to_f32(self, x: Self::I) -> V {
-        x.map(|x| neon!(vcvtq_f32_s32(x)))
     }
 }
