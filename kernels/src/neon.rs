@@ -178,11 +178,12 @@ impl Simd for Neon {
     #[inline(always)]
     fn quantize(self, x: V, inv: f32, q: &mut [i8; LANES]) -> i32 {
         let x: [int32x4_t; 4] = std::array::from_fn(|i| neon!(vcvtnq_s32_f32(vmulq_n_f32(x[i], inv))));
+        // Within i8, so that the lower parts are all there is.
         neon!({
-            let low = vcombine_s16(vqmovn_s32(x[0]), vqmovn_s32(x[1]));
-            let high = vcombine_s16(vqmovn_s32(x[2]), vqmovn_s32(x[3]));
-            vst1q_s8(q.as_mut_ptr(), vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
-            vaddlvq_s16(vqaddq_s16(low, high))
+            let [a, b, c, d] = x.map(|x| vreinterpretq_s16_s32(x));
+            let (low, high) = (vuzp1q_s16(a, b), vuzp1q_s16(c, d));
+            vst1q_s8(q.as_mut_ptr(), vuzp1q_s8(vreinterpretq_s8_s16(low), vreinterpretq_s8_s16(high)));
+            vaddlvq_s16(vaddq_s16(low, high))
         })
     }
     #[inline(always)]

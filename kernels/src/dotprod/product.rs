@@ -52,6 +52,11 @@ impl Dot for Sdot {
     const STREAMS: bool = true;
 
     #[inline(always)]
+    fn few_rows(self) -> usize {
+        2
+    }
+
+    #[inline(always)]
     unsafe fn take_four(self, at: &mut *const u8, _: usize, turn: usize) -> [uint8x16_t; 4] {
         // SAFETY: the caller's promise.
         unsafe { take_four(at, turn) }

@@ -5,7 +5,9 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use super::rows::{Dot, Masks, PREFETCH_BYTES, ROWS_AT_ONCE, four_at, hidden, signed, two_at, upper, widened};
+use super::rows::{
+    Accumulators, Dot, Masks, PREFETCH_BYTES, ROWS_AT_ONCE, four_at, hidden, signed, store, two_at, upper, widened,
+};
 use super::{neon, prefetch};
 use crate::activation::{QBlockK, k_blocks_per_row};
 use crate::format::ROW_GROUP;
@@ -162,14 +164,15 @@ unsafe fn add_scaled<Q: KQuant>(isum: &mut [int32x4_t; 4], sums: [int32x4_t; 4],
 fn rows_product<Q: KQuant>(dot: impl KDot, tiles: &[u8], x: &[QBlockK], row: usize, out: &mut [[f32; ROW_GROUP]]) {
     assert!(out.len() <= ROWS_AT_ONCE && x.len() == out.len() * row);
     let masks = Masks::new();
-    let mut sums = [[[0.0; 8]; ROWS_AT_ONCE]; 2];
-    let mut isums = [[0; 8]; ROWS_AT_ONCE];
+    let (mut sums, mut isums) = ([Accumulators::<f32>::new(); 2], Accumulators::<i32>::new());
+    let [low, high] = sums.each_mut().map(|half| half.zeros(out.len()));
+    let isums = isums.zeros(out.len());
     for (i, tile) in tiles.chunks_exact(Q::TILE_BYTES).enumerate() {
         fetch_tables::<Q>(tile);
-        for (half, sums) in sums.iter_mut().enumerate() {
+        for (half, sums) in [&mut *low, &mut *high].into_iter().enumerate() {
             for group in 0..GROUPS {
-                // SAFETY: within the tile by the layout of `KQuant`; each of `out.len()` rows of `x` has this block, and `isums` at
-                // least as many.
+                // SAFETY: within the tile by the layout of `KQuant`; each of `out.len()` rows of `x` has this block, and `isums` as
+                // many.
                 unsafe {
                     let w = EightRowsK::new::<Q>(masks, tile.as_ptr(), group, half);
                     let x = x[i].q.as_ptr().add(group * 32);
@@ -177,13 +180,10 @@ fn rows_product<Q: KQuant>(dot: impl KDot, tiles: &[u8], x: &[QBlockK], row: usi
                 }
             }
             // SAFETY: as above.
-            unsafe { finish::<Q>(tile.as_ptr(), half, x[i..].iter().step_by(row), &mut isums, sums) };
+            unsafe { finish::<Q>(tile.as_ptr(), half, x[i..].iter().step_by(row), isums, sums) };
         }
     }
-    for (out, (low, high)) in out.iter_mut().zip(std::iter::zip(&sums[0], &sums[1])) {
-        out[..8].copy_from_slice(low);
-        out[8..].copy_from_slice(high);
-    }
+    store(low, high, out);
 }
 
 /// One tile's step of the accumulators of eight rows; takes the integer sums and leaves zeros.

@@ -47,6 +47,11 @@ struct Smlal;
 impl Dot for Smlal {
     const STREAMS: bool = false;
 
+    #[inline(always)]
+    fn few_rows(self) -> usize {
+        3
+    }
+
     // Pairs of registers off one pointer: what an A53 does best.
     #[inline(always)]
     unsafe fn take_four(self, at: &mut *const u8, offset: usize, _: usize) -> [uint8x16_t; 4] {

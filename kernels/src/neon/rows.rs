@@ -4,6 +4,7 @@
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::{neon, widen_eight_f16, widen_f16, widen_high_f16};
@@ -14,15 +15,14 @@ use crate::matrix::Matrix;
 /// How far ahead of its use a tile is fetched when streaming, bytes.
 pub(crate) const PREFETCH_BYTES: usize = 1024;
 /// Activation rows that go over a row group together at most: their sums and the cache lines in use stay in a first-level cache
-/// of 32 KiB, and unpacking is a hundredth of the work.
-pub(crate) const ROWS_AT_ONCE: usize = 64;
-
-/// Rows of activations that go over a row group one by one, unpacking included: so few do not pay for the way that several take
-/// together, unless the weights have fifth bits to unpack.
-const FEW_ROWS: usize = 3;
-
+/// (32 KiB at least, 64 on most with dotprod), and unpacking is a hundredth of the work.
+pub(crate) const ROWS_AT_ONCE: usize = 128;
 /// Forms the integer sums of one block.
 pub(crate) trait Dot: Copy {
+    /// Rows of activations that go over a row group one by one, unpacking included: so few do not pay for the way that several take
+    /// together, unless the weights have fifth bits to unpack.
+    fn few_rows(self) -> usize;
+
     /// Whether taking moves the pointer on. What lies in a tile is then taken in order; otherwise the pointer stays at its start.
     const STREAMS: bool;
 
@@ -71,7 +71,7 @@ pub(crate) fn groups_product<Q: Quant>(
     for (group, out) in groups.zip(out.chunks_exact_mut(n)) {
         if row == 0 {
             out.fill([0.0; ROW_GROUP]);
-        } else if n <= FEW_ROWS && Q::BITS != 5 {
+        } else if n <= dot.few_rows() && Q::BITS != 5 {
             for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(1)) {
                 gemv::<Q, _>(dot, w.group(group), x, out);
             }
@@ -185,19 +185,50 @@ impl Tables {
 #[inline(always)]
 fn rows_product<Q: Quant>(dot: impl Dot, tiles: &[u8], x: &[QBlock], row: usize, out: &mut [[f32; ROW_GROUP]]) {
     assert!(out.len() <= ROWS_AT_ONCE && x.len() == out.len() * row);
-    let mut sums = [[[0.0; 8]; ROWS_AT_ONCE]; 2];
+    let mut sums = [Accumulators::<f32>::new(); 2];
+    let [low, high] = sums.each_mut().map(|half| half.zeros(out.len()));
     for (i, tile) in tiles.chunks_exact(Q::TILE_BYTES).enumerate() {
         fetch_ahead::<Q>(tile.as_ptr());
-        for (half, sums) in sums.iter_mut().enumerate() {
+        for (half, sums) in [&mut *low, &mut *high].into_iter().enumerate() {
             for block in 0..TILE_BLOCKS {
                 let w = EightRows::new::<Q>(tile, block, half);
                 let x = x[i * TILE_BLOCKS + block..].as_ptr();
-                // SAFETY: each of `out.len()` rows of `x` has this block, and `sums` at least as many.
+                // SAFETY: each of `out.len()` rows of `x` has this block, and `sums` as many.
                 unsafe { dot.pass::<Q>(w, x, row * size_of::<QBlock>(), out.len(), sums.as_mut_ptr()) };
             }
         }
     }
-    for (out, (low, high)) in out.iter_mut().zip(std::iter::zip(&sums[0], &sums[1])) {
+    store(low, high, out);
+}
+
+/// Place for eight values of every row of activations, written where there is a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Accumulators<T: Copy>([MaybeUninit<[T; 8]>; ROWS_AT_ONCE]);
+
+impl<T: Copy + Default> Accumulators<T> {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
+        Self([MaybeUninit::uninit(); ROWS_AT_ONCE])
+    }
+
+    /// Zeros for the first `n` rows.
+    #[inline(always)]
+    pub(crate) fn zeros(&mut self, n: usize) -> &mut [[T; 8]] {
+        let rows = &mut self.0[..n];
+        for row in &mut *rows {
+            row.write([T::default(); 8]);
+        }
+        // SAFETY: all of these were just written.
+        unsafe { rows.assume_init_mut() }
+    }
+}
+
+/// Brings both halves of sixteen rows together.
+#[inline(always)]
+pub(crate) fn store(low: &[[f32; 8]], high: &[[f32; 8]], out: &mut [[f32; ROW_GROUP]]) {
+    // SAFETY: the same slice. Its pointer is hidden because the compiler would otherwise reach it from `low`, too far for a pair.
+    let high = unsafe { std::slice::from_raw_parts(hidden(high.as_ptr()), high.len()) };
+    for (out, (low, high)) in out.iter_mut().zip(std::iter::zip(low, high)) {
         out[..8].copy_from_slice(low);
         out[8..].copy_from_slice(high);
     }
