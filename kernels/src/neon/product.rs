@@ -157,7 +157,13 @@ fn sixteen_values<const R: usize>(x: int8x16_t, mut vector: impl FnMut(usize) ->
     add_four(&mut sum, vector(1), four::<1>(x));
     add_four(&mut sum, vector(2), four::<2>(x));
     add_four(&mut sum, vector(3), four::<3>(x));
-    sum.map(|[a, b]| neon!(vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b))))
+    sum.map(|[a, b]| {
+        neon!(if R == 4 {
+            add_pairs(vpaddlq_s16(a), vpaddlq_s16(b))
+        } else {
+            vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b))
+        })
+    })
 }
 
 #[inline(always)]
@@ -265,6 +271,15 @@ fn add_eight<const R: usize>(sum: &mut [[int32x4_t; 2]; R], [w, u]: [[int8x16_t;
             [vpadalq_s16(sum[r][0], low), vpadalq_s16(sum[r][1], high)]
         });
     }
+}
+
+/// Sums of neighbours. As `asm!`, because the compiler makes three instructions of it in [`sixteen_values`] of sixteen rows.
+#[inline(always)]
+fn add_pairs(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+    let sums;
+    neon!(asm!("addp {s:v}.4s, {a:v}.4s, {b:v}.4s", s = lateout(vreg) sums, a = in(vreg) a, b = in(vreg) b,
+        options(pure, nomem, nostack, preserves_flags)));
+    sums
 }
 
 /// Values `4 J .. 4 J + 4` of sixteen, four times over.
