@@ -1,4 +1,4 @@
-//! The NEON set, for any AArch64 CPU: sixteen lanes as four q registers, and its products in `neon/rows.rs` and
+//! The NEON set, for any AArch64 CPU: sixteen lanes as four q registers, and its products in `neon/rows.rs`, `neon/krows.rs` and
 //! `neon/product.rs`. NEON is part of the architecture's baseline, so its token needs no proof.
 
 use std::arch::aarch64::*;
