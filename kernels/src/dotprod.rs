@@ -1,6 +1,5 @@
 //! The dotprod set, for AArch64 CPUs with the dot product instructions (Cortex-A76, A78AE and later): NEON's lanes and vector
-//! operations, and quantized products with `sdot` in `dotprod/product.rs` and
-//! `dotprod/pass.rs`.
+//! operations, and quantized products with `sdot` in `dotprod/product.rs` and `dotprod/pass.rs`.
 
 use std::ops::Range;
 

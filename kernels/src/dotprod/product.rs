@@ -1,6 +1,6 @@
 //! A block's integer sums with `sdot`: a register holds four weights of each of four rows, one instruction adds their products
-//! with a group of four activations to four sums. `neon/rows.rs` and
-//! `neon/krows.rs` bring the weights and take the sums; several rows of activations pass in `dotprod/pass.rs`.
+//! with a group of four activations to four sums. `neon/rows.rs` and `neon/krows.rs` bring the weights and take the sums; several
+//! rows of activations pass in `dotprod/pass.rs`.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
