@@ -13,6 +13,7 @@ use crate::simd::{LANES, Simd};
 pub(crate) mod krows;
 mod product;
 pub(crate) mod rows;
+mod unpack;
 
 simd_set! {
     /// For every AArch64 CPU; uses nothing beyond ARMv8.0.

@@ -5,9 +5,8 @@
 use std::arch::aarch64::*;
 use std::ops::Range;
 
-use super::rows::{
-    Accumulators, Dot, Masks, PREFETCH_BYTES, ROWS_AT_ONCE, four_at, hidden, signed, store, two_at, upper, widened,
-};
+use super::rows::{Accumulators, Dot, PREFETCH_BYTES, ROWS_AT_ONCE, four_at, hidden, store, two_at, widened};
+use super::unpack::{Masks, signed, upper};
 use super::{neon, prefetch};
 use crate::activation::{QBlockK, k_blocks_per_row};
 use crate::format::ROW_GROUP;

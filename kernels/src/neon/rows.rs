@@ -7,6 +7,7 @@ use std::arch::asm;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::unpack::{Masks, signed};
 use super::{neon, widen_eight_f16, widen_f16, widen_high_f16};
 use crate::activation::{QBlock, blocks_per_row};
 use crate::format::{Quant, ROW_GROUP, TILE_BLOCKS};
@@ -39,7 +40,7 @@ pub(crate) trait Dot: Copy {
     unsafe fn take_block(self, x: &mut *const QBlock) -> Activations;
 
     /// `Σ w q` of sixteen rows, the format's offset subtracted. `pair(j)`, called with 0 to 3 in order, gives two unpacked
-    /// vectors, four rows a register, whose bytes meet the activations that [`meets`] says.
+    /// vectors, four rows a register: with 8 bits those of values `8 j ..` and `8 j + 4 ..`, otherwise of `4 j ..` and `16 + 4 j ..`.
     fn dot<Q: Quant>(self, x: Activations, pair: impl FnMut(usize) -> [[int8x16_t; 4]; 2]) -> [int32x4_t; 4];
 
     /// One block's step of the accumulators of `n` rows of activations, the first block at `x`, the others `row_bytes` apart.
@@ -423,94 +424,6 @@ pub(crate) unsafe fn four_at(at: *const u8) -> [uint8x16_t; 4] {
 pub(crate) unsafe fn two_at(at: *const u8) -> [uint8x16_t; 2] {
     // SAFETY: the caller's promise.
     unsafe { [vld1q_u8(at), vld1q_u8(at.add(16))] }
-}
-
-#[inline(always)]
-pub(crate) fn signed<const R: usize>(w: [uint8x16_t; R]) -> [int8x16_t; R] {
-    w.map(|w| neon!(vreinterpretq_s8_u8(w)))
-}
-
-/// Which bits of a byte are the low nibble, fifth bits as [`Masks::with_fifth_bits`] takes them, and bits 4 and 5.
-#[derive(Clone, Copy)]
-pub(crate) struct Masks {
-    nibble: uint8x16_t,
-    fifth: uint8x16_t,
-    pub(crate) pair: uint8x16_t,
-}
-
-impl Masks {
-    /// The compiler is not told what they are: it would set them anew before each use where registers are short.
-    #[inline(always)]
-    pub(crate) fn new() -> Self {
-        let [nibble, fifth, pair] = [15, 0x11, 0x30].map(|bits| {
-            let mut mask = neon!(vdupq_n_u8(bits));
-            // SAFETY: no instruction at all.
-            unsafe { asm!("/* {0:v} */", inout(vreg) mask, options(pure, nomem, nostack, preserves_flags)) }
-            mask
-        });
-        Self { nibble, fifth, pair }
-    }
-
-    /// Low and high nibbles of vector `j` with their fifth bits, if any.
-    #[inline(always)]
-    fn unpacked<Q: Quant, const R: usize>(
-        self,
-        packed: [uint8x16_t; R],
-        high: [uint8x16_t; R],
-        j: usize,
-    ) -> [[int8x16_t; R]; 2] {
-        if Q::BITS == 4 { self.nibbles(packed).map(signed) } else { self.with_fifth_bits(packed, high, j).map(signed) }
-    }
-
-    #[inline(always)]
-    pub(crate) fn nibbles<const R: usize>(self, packed: [uint8x16_t; R]) -> [[uint8x16_t; R]; 2] {
-        [self.low(packed), upper(packed)]
-    }
-
-    /// Low nibbles.
-    #[inline(always)]
-    pub(crate) fn low<const R: usize>(self, packed: [uint8x16_t; R]) -> [uint8x16_t; R] {
-        packed.map(|w| neon!(vandq_u8(w, self.nibble)))
-    }
-
-    /// Nibbles of vector `j` and, above them, bits `j` (low nibbles) and `4 + j` (high ones) of `high`.
-    #[inline(always)]
-    pub(crate) fn with_fifth_bits<const R: usize>(
-        self,
-        packed: [uint8x16_t; R],
-        high: [uint8x16_t; R],
-        j: usize,
-    ) -> [[uint8x16_t; R]; 2] {
-        let mut parts = [packed; 2];
-        for r in 0..R {
-            // Bits 0 and 4: the first goes above the low nibbles, the second is in place above the high ones.
-            let mut second = neon!({
-                let shifted = match j {
-                    0 => high[r],
-                    1 => vshrq_n_u8::<1>(high[r]),
-                    2 => vshrq_n_u8::<2>(high[r]),
-                    _ => vshrq_n_u8::<3>(high[r]),
-                };
-                vandq_u8(shifted, self.fifth)
-            });
-            let mut first = neon!(vandq_u8(packed[r], self.nibble));
-            // SAFETY: two operations on registers. As `asm!`, because the compiler takes these apart into two each.
-            unsafe {
-                asm!("sli {0:v}.16b, {1:v}.16b, #4", inout(vreg) first, in(vreg) second,
-                    options(pure, nomem, nostack, preserves_flags));
-                asm!("sri {0:v}.16b, {1:v}.16b, #4", inout(vreg) second, in(vreg) packed[r],
-                    options(pure, nomem, nostack, preserves_flags));
-            }
-            (parts[0][r], parts[1][r]) = (first, second);
-        }
-        parts
-    }
-}
-
-/// High nibbles.
-#[inline(always)]
-pub(crate) fn upper<const R: usize>(packed: [uint8x16_t; R]) -> [uint8x16_t; R] {
-    packed.map(|w| neon!(vshrq_n_u8::<4>(w)))
 }
 
 /// `4 R` f16 from `at` on, as f32.
