@@ -1,5 +1,5 @@
-//! The product of the K formats over any set's sixteen rows: `scalar` specifies it, this is written once over [`Dot`] and
-//! compiled for each set. A super-block's weights are unpacked 16 values at a time and multiplied with all activation rows in hand.
+//! The product of the K formats over sixteen rows on x86-64: `scalar` specifies it, this is written once over [`Dot`] and compiled
+//! for each set. A super-block's weights are unpacked 16 values at a time and multiplied with all activation rows in hand.
 
 use std::ops::Range;
 
@@ -57,17 +57,25 @@ fn rows<Q: KQuant, S: Dot, const T: usize>(s: S, tiles: &[u8], x: [&[QBlockK]; T
     for (index, tile) in tiles.chunks_exact(Q::TILE_BYTES).enumerate() {
         let mut isum = [s.splat_i(0); T];
         for group in 0..GROUPS {
+            let mut dots = [s.splat_i(0); T];
             for half in 0..2 {
                 let w = unpack::<Q, S>(s, tile, group, half);
-                let scale = 32 / Q::SCALE_VALUES * group + half * (32 / Q::SCALE_VALUES - 1);
+                let part = 2 * group + half;
+                let scale = if Q::HAS_MIN { group } else { part };
                 let scale: &[u8; ROW_GROUP] = vector(tile, Q::SCALE_AT + scale * ROW_GROUP);
                 let scale = if Q::HAS_MIN { s.load_u8(scale) } else { s.load_i8(scale) };
                 for t in 0..T {
                     let x = &x[t][index];
-                    let part = 2 * group + half;
-                    let begin = if Q::HAS_MIN { s.splat_i(0) } else { s.splat_i(-32 * i32::from(x.sums[part])) };
-                    let dot = s.dot16(begin, w, &x.q.as_chunks().0[part]);
-                    isum[t] = s.mul_add_i(dot, scale, isum[t]);
+                    let begin = match (Q::HAS_MIN, half) {
+                        (true, 1) if S::MANY_REGISTERS => dots[t],
+                        (true, _) => s.splat_i(0),
+                        (false, _) => s.splat_i(-32 * i32::from(x.sums[part])),
+                    };
+                    dots[t] = s.dot16(begin, w, &x.q.as_chunks().0[part]);
+                    // Where a group has one scale, its first half waits for the second if there are registers to wait in.
+                    if !(Q::HAS_MIN && S::MANY_REGISTERS && half == 0) {
+                        isum[t] = s.mul_add_i(dots[t], scale, isum[t]);
+                    }
                 }
             }
         }
@@ -100,18 +108,26 @@ fn rows<Q: KQuant, S: Dot, const T: usize>(s: S, tiles: &[u8], x: [&[QBlockK]; T
 /// Values `16 half ..` of a group of 32, as unsigned bytes.
 #[inline(always)]
 fn unpack<Q: KQuant, S: Dot>(s: S, tile: &[u8], group: usize, half: usize) -> [S::W; 4] {
+    // Functions and an array written out: closures over intrinsics may be compiled apart, without the set's instructions.
+    [
+        unpack_one::<Q, S, 0>(s, tile, group, half),
+        unpack_one::<Q, S, 1>(s, tile, group, half),
+        unpack_one::<Q, S, 2>(s, tile, group, half),
+        unpack_one::<Q, S, 3>(s, tile, group, half),
+    ]
+}
+
+/// Values `16 half + 4 J ..` of a group.
+#[inline(always)]
+fn unpack_one<Q: KQuant, S: Dot, const J: usize>(s: S, tile: &[u8], group: usize, half: usize) -> S::W {
     let nibbles = Q::NIBBLES_AT + group * NIBBLE_BYTES;
     let high_at = Q::HIGH_AT + group * Q::HIGH_BYTES;
-    // An array written out: closures over intrinsics may be compiled apart, without the set's instructions.
-    let one = |j: usize| -> S::W {
-        let low = s.bits(s.load_w(vector(tile, nibbles + j * 64)), 4 * half as u32, 15);
-        match Q::BITS {
-            5 => s.join(low, s.bits(s.load_w(vector(tile, high_at)), (4 * half + j) as u32, 1)),
-            6 => s.join(low, s.bits(s.load_w(vector(tile, high_at + half * 64)), 2 * j as u32, 3)),
-            _ => low,
-        }
-    };
-    [one(0), one(1), one(2), one(3)]
+    let low = s.bits(s.load_w(vector(tile, nibbles + J * 64)), 4 * half as u32, 15);
+    match Q::BITS {
+        5 => s.join(low, s.bits(s.load_w(vector(tile, high_at)), (4 * half + J) as u32, 1)),
+        6 => s.join(low, s.bits(s.load_w(vector(tile, high_at + half * 64)), 2 * J as u32, 3)),
+        _ => low,
+    }
 }
 
 /// `N` bytes at `at`.

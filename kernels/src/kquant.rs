@@ -1,5 +1,6 @@
 //! K-quant formats: super-blocks of 256 values with small integer scales inside, their tiles, and the specification of their
-//! product. `pack` and `matrix` call what is here for these formats; `kproduct` is the fast product over the same tiles.
+//! product. `pack` and `matrix` call what is here for these formats; `kproduct` (x86-64) and `neon/krows.rs` are the fast products over
+//! the same tiles.
 
 use half::f16;
 

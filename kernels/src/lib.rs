@@ -38,9 +38,9 @@
 //!
 //! # Reading order
 //! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`], [`QBlockK`]) · `simd` (the sixteen lanes) ·
-//! `ops` and `attention` (written once over those lanes), `kproduct` (the K formats' product, likewise) · `scalar` (the integer
-//! products as specified) · `avx2`, `avx512vnni`, `neon`, `dotprod` (the products of the other formats, fast) · `dispatch` (the
-//! table and the checks).
+//! `ops` and `attention` (written once over those lanes) · `scalar` (the integer products as specified) · `avx2`, `avx512vnni`
+//! (the products, fast, with `kproduct` for the K formats), `neon`, `dotprod` (likewise, `neon/rows.rs` and `neon/krows.rs` for
+//! both) · `dispatch` (the table and the checks).
 
 mod activation;
 mod attention;
@@ -52,6 +52,7 @@ mod dispatch;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 mod format;
+#[cfg(target_arch = "x86_64")]
 mod kproduct;
 mod kquant;
 mod math;

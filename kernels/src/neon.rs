@@ -1,4 +1,4 @@
-//! The NEON set, for any AArch64 CPU: sixteen lanes as four q registers, and its products in `neon/rows.rs` and
+//! The NEON set, for any AArch64 CPU: sixteen lanes as four q registers, and its products in `neon/rows.rs`, `neon/krows.rs` and
 //! `neon/product.rs`. NEON is part of the architecture's baseline, so its token needs no proof.
 
 use std::arch::aarch64::*;
@@ -7,16 +7,17 @@ use std::ops::Range;
 
 use crate::activation::QBlock;
 use crate::dispatch::simd_set;
-use crate::kproduct;
 use crate::matrix::Matrix;
-use crate::simd::{Dot, LANES, Simd};
+use crate::simd::{LANES, Simd};
 
+pub(crate) mod krows;
 mod product;
 pub(crate) mod rows;
+mod unpack;
 
 simd_set! {
     /// For every AArch64 CPU; uses nothing beyond ARMv8.0.
-    pub(crate) static NEON = "neon" for Neon, features(#[target_feature(enable = "neon")]), product::product, kproduct::product;
+    pub(crate) static NEON = "neon" for Neon, features(#[target_feature(enable = "neon")]), product::product, product::product_k;
 }
 
 /// The set's token; NEON is always there.
@@ -178,92 +179,16 @@ impl Simd for Neon {
     #[inline(always)]
     fn quantize(self, x: V, inv: f32, q: &mut [i8; LANES]) -> i32 {
         let x: [int32x4_t; 4] = std::array::from_fn(|i| neon!(vcvtnq_s32_f32(vmulq_n_f32(x[i], inv))));
+        // Within i8, so that the lower parts are all there is.
         neon!({
-            let low = vcombine_s16(vqmovn_s32(x[0]), vqmovn_s32(x[1]));
-            let high = vcombine_s16(vqmovn_s32(x[2]), vqmovn_s32(x[3]));
-            vst1q_s8(q.as_mut_ptr(), vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
-            vaddlvq_s16(vqaddq_s16(low, high))
+            let [a, b, c, d] = x.map(|x| vreinterpretq_s16_s32(x));
+            let (low, high) = (vuzp1q_s16(a, b), vuzp1q_s16(c, d));
+            vst1q_s8(q.as_mut_ptr(), vuzp1q_s8(vreinterpretq_s8_s16(low), vreinterpretq_s8_s16(high)));
+            vaddlvq_s16(vaddq_s16(low, high))
         })
     }
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
         prefetch(p.cast());
-    }
-}
-
-impl Dot for Neon {
-    type W = [uint8x16_t; 4];
-    type I = [int32x4_t; 4];
-
-    #[inline(always)]
-    fn load_w(self, w: &[u8; 4 * LANES]) -> Self::W {
-        std::array::from_fn(|i| neon!(vld1q_u8(w.as_ptr().add(16 * i))))
-    }
-    #[inline(always)]
-    fn bits(self, w: Self::W, shift: u32, mask: u8) -> Self::W {
-        w.map(|w| neon!(vandq_u8(vshlq_u8(w, vdupq_n_s8(-(shift as i8))), vdupq_n_u8(mask))))
-    }
-    #[inline(always)]
-    fn join(self, low: Self::W, high: Self::W) -> Self::W {
-        std::array::from_fn(|i| neon!(vorrq_u8(low[i], vshlq_n_u8::<4>(high[i]))))
-    }
-    #[inline(always)]
-    fn splat_i(self, x: i32) -> Self::I {
-        [neon!(vdupq_n_s32(x)); 4]
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> Self::I {
-        neon!({
-            let x = vld1q_u8(x.as_ptr());
-            let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
-            [
-                vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))),
-                vreinterpretq_s32_u32(vmovl_high_u16(low)),
-                vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
-                vreinterpretq_s32_u32(vmovl_high_u16(high)),
-            ]
-        })
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[u8; LANES]) -> Self::I {
-        neon!({
-            let x = vreinterpretq_s8_u8(vld1q_u8(x.as_ptr()));
-            let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
-            [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
-        })
-    }
-    #[inline(always)]
-    fn mul_add_i(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
-        std::array::from_fn(|i| neon!(vmlaq_s32(c[i], a[i], b[i])))
-    }
-    /// Four products are at most 4 · 63 · 127 and fit int16.
-    #[inline(always)]
-    fn dot16(self, acc: Self::I, w: [Self::W; 4], x: &[i8; LANES]) -> Self::I {
-        neon!({
-            let x = vreinterpretq_s32_s8(vld1q_s8(x.as_ptr()));
-            let x = [
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<0>(x)),
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<1>(x)),
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<2>(x)),
-                vreinterpretq_s8_s32(vdupq_laneq_s32::<3>(x)),
-            ];
-            let mut acc = acc;
-            for (rows, acc) in acc.iter_mut().enumerate() {
-                let first = vreinterpretq_s8_u8(w[0][rows]);
-                let mut low = vmull_s8(vget_low_s8(first), vget_low_s8(x[0]));
-                let mut high = vmull_high_s8(first, x[0]);
-                for j in 1..4 {
-                    let w = vreinterpretq_s8_u8(w[j][rows]);
-                    low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(x[j]));
-                    high = vmlal_high_s8(high, w, x[j]);
-                }
-                *acc = vaddq_s32(*acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
-            }
-            acc
-        })
-    }
-    #[inline(always)]
-    fn to_f32(self, x: Self::I) -> V {
-        x.map(|x| neon!(vcvtq_f32_s32(x)))
     }
 }

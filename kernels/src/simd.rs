@@ -45,7 +45,9 @@ pub(crate) trait Simd: Copy {
     fn prefetch<T>(self, p: *const T);
 }
 
-/// A set's integer side: products of four unsigned weights below 64 with four activations, sixteen rows at a time.
+/// A set's integer side, for the K formats' product (AArch64 has its own): products of four unsigned weights below 64 with four
+/// activations, sixteen rows at a time.
+#[cfg(target_arch = "x86_64")]
 pub(crate) trait Dot: Simd {
     /// 64 bytes: four of each of sixteen rows.
     type W: Copy;
@@ -176,48 +178,4 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch<T>(self, _: *const T) {}
-}
-
-impl Dot for Portable {
-    type W = [u8; 4 * LANES];
-    type I = [i32; LANES];
-
-    #[inline(always)]
-    fn load_w(self, w: &[u8; 4 * LANES]) -> Self::W {
-        *w
-    }
-    #[inline(always)]
-    fn bits(self, w: Self::W, shift: u32, mask: u8) -> Self::W {
-        w.map(|w| w >> shift & mask)
-    }
-    #[inline(always)]
-    fn join(self, low: Self::W, high: Self::W) -> Self::W {
-        std::array::from_fn(|i| low[i] | high[i] << 4)
-    }
-    #[inline(always)]
-    fn splat_i(self, x: i32) -> Self::I {
-        [x; LANES]
-    }
-    #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> Self::I {
-        x.map(i32::from)
-    }
-    #[inline(always)]
-    fn load_i8(self, x: &[u8; LANES]) -> Self::I {
-        x.map(|x| i32::from(x.cast_signed()))
-    }
-    #[inline(always)]
-    fn mul_add_i(self, a: Self::I, b: Self::I, c: Self::I) -> Self::I {
-        std::array::from_fn(|i| a[i] * b[i] + c[i])
-    }
-    #[inline(always)]
-    fn dot16(self, acc: Self::I, w: [Self::W; 4], x: &[i8; LANES]) -> Self::I {
-        std::array::from_fn(|r| {
-            acc[r] + (0..16).map(|k| i32::from(w[k / 4][4 * r + k % 4]) * i32::from(x[k])).sum::<i32>()
-        })
-    }
-    #[inline(always)]
-    fn to_f32(self, x: Self::I) -> Self::V {
-        x.map(|x| x as f32)
-    }
 }
