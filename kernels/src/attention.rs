@@ -269,9 +269,10 @@ impl Block<'_> {
             }
         }
         for h in 0..H {
-            let tiles = &mut scores[h].as_chunks_mut::<LANES>().0[tile..];
-            for (out, acc) in tiles.iter_mut().zip(acc[h]) {
-                s.store(s.mul(acc, s.splat(self.scale)), out);
+            let tiles = &mut scores[h].as_chunks_mut::<LANES>().0[tile..][..C];
+            // By number, here as below: an iterator over the sums would have them copied, as one array through memory.
+            for c in 0..C {
+                s.store(s.mul(acc[h][c], s.splat(self.scale)), &mut tiles[c]);
             }
         }
     }
@@ -310,8 +311,9 @@ impl Block<'_> {
         }
         for h in 0..H {
             let (keep, take) = (s.splat(factors[h].0), s.splat(factors[h].1));
-            let columns = &mut out[h * self.columns + column..];
-            for (out, new) in columns.iter_mut().zip(acc[h]) {
+            let columns = &mut out[h * self.columns + column..][..C];
+            for c in 0..C {
+                let (out, new) = (&mut columns[c], acc[h][c]);
                 let o = if self.first { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
                 s.store(o, out);
             }

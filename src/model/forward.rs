@@ -568,9 +568,8 @@ impl Step<'_> {
                 let (kv_head, t) = (row_of_plane / n, row_of_plane % n);
                 let row = rows[t];
                 let room = (out.len() / (heads * head_dim)).min(n - t);
-                let follows = |(i, next): &(usize, &BatchRow)| {
-                    next.sequence == row.sequence && next.position == row.position + i
-                };
+                let follows =
+                    |(i, next): &(usize, &BatchRow)| next.sequence == row.sequence && next.position == row.position + i;
                 let run = rows[t..t + room].iter().enumerate().take_while(follows).count();
                 let (run_out, rest) = out.split_at_mut(run * heads * head_dim);
                 let q = &mut own.work.values[..run_out.len()];

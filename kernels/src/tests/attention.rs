@@ -50,8 +50,16 @@ fn attention_is_close_to_f64_and_the_same_everywhere() {
             let cache = Cache::new(positions, head_dim, &mut rng);
             let q: Vec<f32> = (0..heads * head_dim).map(|_| 4.0 * rng.unit()).collect();
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let args =
-                AttentionArgs { q: &q, rows: 1, heads, head_dim, plane: &cache.plane, table: &cache.table, positions, scale };
+            let args = AttentionArgs {
+                q: &q,
+                rows: 1,
+                heads,
+                head_dim,
+                plane: &cache.plane,
+                table: &cache.table,
+                positions,
+                scale,
+            };
             let mut want = vec![f32::NAN; q.len()];
             scalar().attention(&args, &mut want, &mut scratch);
             for (q, want) in q.chunks(head_dim).zip(want.chunks(head_dim)) {
@@ -140,7 +148,15 @@ fn scores_far_apart_do_not_overflow() {
 #[should_panic(expected = "a block beyond the plane")]
 fn a_block_beyond_the_plane_is_refused() {
     let plane = vec![0; kv_block_len(32)];
-    let args =
-        AttentionArgs { q: &[0.0; 32], rows: 1, heads: 1, head_dim: 32, plane: &plane, table: &[1], positions: 1, scale: 1.0 };
+    let args = AttentionArgs {
+        q: &[0.0; 32],
+        rows: 1,
+        heads: 1,
+        head_dim: 32,
+        plane: &plane,
+        table: &[1],
+        positions: 1,
+        scale: 1.0,
+    };
     Kernels::detect().attention(&args, &mut [0.0; 32], &mut AttentionScratch::new());
 }
