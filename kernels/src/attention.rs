@@ -90,20 +90,25 @@ pub struct AttentionArgs<'a> {
 #[derive(Debug)]
 pub struct AttentionScratch {
     /// Scores, then weights, of the heads in hand.
-    scores: Box<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>,
+    scores: Box<Scores>,
     /// Running maximum and sum of every head.
     max: [f32; MAX_GROUP_HEADS],
     sum: [f32; MAX_GROUP_HEADS],
 }
 
+/// `[heads][positions]`, every sixteen in one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Scores([[f32; KV_BLOCK]; HEADS_AT_ONCE]);
+
 impl AttentionScratch {
     /// Heap bytes that [`AttentionScratch::new`] takes.
-    pub const HEAP_BYTES: usize = size_of::<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>();
+    pub const HEAP_BYTES: usize = size_of::<Scores>();
 
     /// Allocates it.
     pub fn new() -> Self {
         Self {
-            scores: Box::new([[0.0; KV_BLOCK]; HEADS_AT_ONCE]),
+            scores: Box::new(Scores([[0.0; KV_BLOCK]; HEADS_AT_ONCE])),
             max: [0.0; MAX_GROUP_HEADS],
             sum: [0.0; MAX_GROUP_HEADS],
         }
@@ -171,7 +176,7 @@ impl Block<'_> {
             let left = heads.end - head;
             let q = &a.q[head * a.head_dim..];
             let out = &mut out[head * a.head_dim..];
-            let (scores, m, l) = (&mut scratch.scores, &mut scratch.max[head..], &mut scratch.sum[head..]);
+            let (scores, m, l) = (&mut scratch.scores.0, &mut scratch.max[head..], &mut scratch.sum[head..]);
             head += match left {
                 1 => self.heads::<S, 1, 4>(s, q, out, scores, m, l),
                 2 if S::MANY_REGISTERS => self.heads::<S, 2, 4>(s, q, out, scores, m, l),

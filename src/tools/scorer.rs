@@ -3,9 +3,10 @@
 
 use super::LineError;
 use super::session::Session;
-use crate::model::forward::{BatchRow, Scratch, forward};
+use crate::model::forward::{BatchRow, forward};
 use crate::model::kv::{BlockTable, KvCache, blocks_for};
 use crate::model::reference;
+use crate::model::scratch::Scratch;
 use crate::text::TokenId;
 
 /// One sequence's cache and buffers, used for window after window.

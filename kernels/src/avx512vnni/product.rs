@@ -294,13 +294,15 @@ fn rows_product<Q: Quant, const G: usize>(
     assert!(rows != 0 && (rows - 1) * stride + blocks <= x.len() && rows * blocks <= extras.len());
     assert!((G - 1) * n + rows <= out.len());
     for b in 0..blocks {
-        let tiles = tiles.map(|tiles| &tiles[b / TILE_BLOCKS * Q::TILE_BYTES..][..Q::TILE_BYTES]);
-        if b % TILE_BLOCKS == 0 {
-            for tile in tiles {
+        // Loops, not closures: the compiler may leave the closure of a `map` a function.
+        let mut tile = tiles;
+        for tile in &mut tile {
+            *tile = &tile[b / TILE_BLOCKS * Q::TILE_BYTES..][..Q::TILE_BYTES];
+            if b % TILE_BLOCKS == 0 {
                 fetch_ahead::<Q>(s, tile);
             }
         }
-        let w = Weights::<G>::load::<Q>(s, tiles, b % TILE_BLOCKS);
+        let w = Weights::<G>::load::<Q>(s, tile, b % TILE_BLOCKS);
         // SAFETY: the slices have block `b` of every row and every row of every group, asserted above; `extras` is written.
         unsafe {
             let mut at = Cursor { x: x.as_ptr().add(b), extra: extras.as_ptr().add(b).cast(), out: out.as_mut_ptr() };
