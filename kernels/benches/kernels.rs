@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use hearth_kernels::{
-    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, QBlockK, RowKind, Rows, blocks_per_row,
+    AttentionArgs, AttentionScratch, Buffer, Format, Kernels, Matrix, QBlock, QBlockK, RowKind, Rows, blocks_per_row,
     k_blocks_per_row, kv_block_len, packed_bytes, padded_cols,
 };
 
@@ -114,7 +114,7 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
         RowKind::Quantized => Rows::Quantized(&q[..n * blocks_per_row(cols)]),
         RowKind::QuantizedK => Rows::QuantizedK(&k[..n * k_blocks_per_row(cols)]),
     };
-    let mut out = vec![0.0; rows * PREFILL];
+    let mut out = Buffer::new(rows * PREFILL);
     let mut run = |set: Kernels, w: &Matrix<'_>, n: usize| {
         set.matmul(w, 0..w.row_groups(), input(n), n, &mut out[..rows * n]);
         black_box(&mut out);
@@ -155,7 +155,8 @@ fn attention(sets: &[Kernels], positions: usize, hot: bool) {
     let blocks = positions / 64;
     let plane_len = blocks * kv_block_len(head_dim);
     // f16 0x2c66 is 0.07.
-    let cache = vec![0x2c66u16; if hot { kv_heads } else { layers * kv_heads } * plane_len];
+    let mut cache = Buffer::new(if hot { kv_heads } else { layers * kv_heads } * plane_len);
+    cache.fill(0x2c66u16);
     let table: Vec<u32> = (0..blocks as u32).collect();
     let q = vec![0.5; heads * head_dim];
     let mut out = vec![0.0; heads * head_dim];

@@ -102,6 +102,14 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
+    fn store_f16(self, x: V, out: &mut [u16; LANES]) {
+        let p = out.as_mut_ptr().cast::<__m128i>();
+        with!(self, {
+            _mm_storeu_si128(p, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
+            _mm_storeu_si128(p.add(1), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1));
+        });
+    }
+    #[inline(always)]
     fn add(self, a: V, b: V) -> V {
         with!(self, V(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)))
     }

@@ -23,6 +23,8 @@ pub(crate) trait Simd: Copy {
     fn load_f16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V;
     fn load_bf16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V;
     fn store(self, x: Self::V, out: &mut [f32; LANES]);
+    /// As f16 bits, to nearest even; too large becomes infinite.
+    fn store_f16(self, x: Self::V, out: &mut [u16; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -123,6 +125,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn store(self, x: Self::V, out: &mut [f32; LANES]) {
         *out = x;
+    }
+    #[inline(always)]
+    fn store_f16(self, x: Self::V, out: &mut [u16; LANES]) {
+        *out = x.map(|x| f16::from_f32(x).to_bits());
     }
     #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use hearth_kernels::{
-    AttentionArgs, KV_BLOCK, Kernels, Matrix, ROW_GROUP, blocks_per_row, k_blocks_per_row, kv_block_len, kv_store,
+    AttentionArgs, KV_BLOCK, Kernels, Matrix, ROW_GROUP, blocks_per_row, k_blocks_per_row, kv_block_len,
 };
 
 use crate::model::Model;
@@ -314,7 +314,7 @@ impl Step<'_> {
         let head_dim = hyper.head_dim;
         let k_first = hyper.q_rows() / ROW_GROUP;
         let v_first = k_first + hyper.kv_rows() / ROW_GROUP;
-        let n = self.n;
+        let (n, kernels) = (self.n, self.kernels);
         let store_plane = |own: &mut WorkerScratch, kv_head: usize, plane: &mut [u16]| {
             let head = kv_head * head_dim / ROW_GROUP;
             let (k, rest) = own.work.values.split_at_mut(head_dim);
@@ -324,7 +324,7 @@ impl Step<'_> {
                 gather(qkv, n, t, v_first + head, v);
                 let block = tables[row.sequence].blocks()[row.position / KV_BLOCK] as usize;
                 let block = &mut plane[block * kv_block_len(head_dim)..][..kv_block_len(head_dim)];
-                kv_store(block, row.position % KV_BLOCK, head_dim, k, v);
+                kernels.kv_store(block, row.position % KV_BLOCK, k, v);
             }
         };
         if n <= REDUNDANT_ROWS {

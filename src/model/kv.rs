@@ -3,9 +3,8 @@
 //! `[layer][kv head][block]`, each block as `hearth_kernels::kv_block_len` lays it out. A sequence owns a table of block
 //! numbers, valid in every layer. Written by `model::forward`, read by the attention kernel; next: `kernels`.
 
-use hearth_kernels::{KV_BLOCK, kv_block_len};
+use hearth_kernels::{Buffer, KV_BLOCK, kv_block_len};
 
-use crate::model::buffer::Buffer;
 use crate::model::hyper::Hyper;
 
 /// All sequences' keys and values.

@@ -1,12 +1,11 @@
 //! One model: its hyperparameters, weights and forward pass. Token ids in, logits out; text and requests are unknown here.
 //!
 //! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors as
-//! tiles) · [`packed`] (the file that has them ready) · [`plan`] (what all of it takes in memory) · [`rope`], [`kv`] and [`scratch`] (in [`buffer`]s),
+//! tiles) · [`packed`] (the file that has them ready) · [`plan`] (what all of it takes in memory) · [`rope`], [`kv`] and [`scratch`],
 //! [`forward`] (a step) · [`mod@reference`] (the same model computed
 //! in plain F32, to be close to). Next on the data's way: `engine`.
 
 pub mod arch;
-pub mod buffer;
 pub mod forward;
 pub mod gguf;
 pub mod hyper;

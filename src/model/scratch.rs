@@ -2,11 +2,10 @@
 //! has for itself. Counted by `model::plan`, filled by `model::forward`; next on the data's way: `kernels`.
 
 use hearth_kernels::{
-    AttentionScratch, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, RowKind, Rows, SUPER_BLOCK, TILE_K, blocks_per_row,
-    k_blocks_per_row,
+    AttentionScratch, Buffer, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, RowKind, Rows, SUPER_BLOCK, TILE_K,
+    blocks_per_row, k_blocks_per_row,
 };
 
-use crate::model::buffer::Buffer;
 use crate::model::hyper::Hyper;
 use crate::sys::map::touch;
 

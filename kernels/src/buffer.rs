@@ -1,5 +1,5 @@
 //! A vector of values from a cache line's beginning on: the kernels' 64-byte loads and stores then never touch two lines, which
-//! costs them a second access each. Held by `model::scratch` and `model::kv`; next on the data's way: `kernels`.
+//! costs them a second access each. Callers keep rows, caches and products in it; next on the data's way: `dispatch`.
 
 use std::ops::{Deref, DerefMut};
 
