@@ -27,11 +27,11 @@ cross:  ## target/aarch64-unknown-linux-musl/release/hearth: static, stripped
 	cargo build --release --locked --target $(ARM)
 	@tests/static-binary target/$(ARM)/release/hearth
 
-bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [RECORD=FILE.md] [PLOT=FILE.svg]
+bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [DEPTH=N] [RECORD=FILE.md] [PLOT=FILE.svg]
 	@$(MAKE) --no-print-directory build
 	@tests/bench --hearth $(HEARTH) $(if $(MODEL),--model $(MODEL)) $(LLAMA_BENCH:%=--llama-bench %) \
 	    $(BATCHED_BENCH:%=--batched-bench %) $(if $(PLOT),--plot $(PLOT)) \
-	    $(if $(THREADS),--threads $(THREADS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record $(RECORD))
+	    $(if $(THREADS),--threads $(THREADS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DEPTH),--depth $(DEPTH)) $(if $(RECORD),--record $(RECORD))
 
 bench-arm: cross  ## count instructions a token on emulated Arm cores: make bench-arm [RECORD=1]
 	@tests/bench-arm $(if $(RECORD),--record)

@@ -1,5 +1,5 @@
-//! Speed of every kernel set on the shapes of SmolLM2-135M, beside what the machine gives in the same run: bandwidth of plain
-//! reads and, per set, its multiplication instruction alone. One thread; sets take turns within a measurement, the best of
+//! Speed of every kernel set on the shapes of SmolLM2-135M, beside what the machine gives in the same run: bandwidth of
+//! reads (the best way of `ReadPlan`) and, per set, its multiplication instruction alone. One thread; sets take turns within a measurement, the best of
 //! many counts. Arguments (any order): names of formats or sets to keep to, `attention`, `matmul`.
 #![allow(missing_docs)]
 
@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use hearth_kernels::{
-    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, QBlockK, RowKind, Rows, blocks_per_row,
+    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, QBlockK, ReadPlan, RowKind, Rows, blocks_per_row,
     k_blocks_per_row, kv_block_len, packed_bytes, padded_cols,
 };
 
@@ -61,7 +61,7 @@ fn main() {
 /// What the machine gives, and one large allocation, filled with weights that have ordinary scales.
 struct Machine {
     memory: Vec<u8>,
-    /// Bytes a second of plain reads.
+    /// Bytes a second of reads alone.
     cache_bandwidth: f64,
     memory_bandwidth: f64,
     /// Multiplications a second of each set's instruction alone: int8, f32.
@@ -75,10 +75,17 @@ impl Machine {
         println!("cpu: {}", name.unwrap_or(std::env::consts::ARCH));
         // f16 0x2c66 is 0.07, also as two bytes of f32 or bf16 an ordinary number; as nibbles it is as good as any.
         let memory = [0x66, 0x2c].repeat((COLD_BYTES + 64) / 2);
-        let bandwidth = |bytes: usize| bytes as f64 / best(&[()], 1, |()| read(&memory[..bytes]))[0];
+        let plans: Vec<ReadPlan> = ReadPlan::all().collect();
+        let bandwidth = |bytes: usize| {
+            let times = best(&plans, 1, |plan| {
+                black_box(Kernels::detect().read(plan, &memory[..bytes]));
+            });
+            bytes as f64 / times.into_iter().fold(f64::MAX, f64::min)
+        };
         let (cache_bandwidth, memory_bandwidth) = (bandwidth(HOT_BYTES), bandwidth(COLD_BYTES));
         println!(
-            "plain reads: {:.1} GB/s of 1 MiB, {:.1} GB/s of 768 MiB",
+            "reads, the best of {} ways: {:.1} GB/s of 1 MiB, {:.1} GB/s of 768 MiB",
+            plans.len(),
             cache_bandwidth / 1e9,
             memory_bandwidth / 1e9
         );
@@ -192,48 +199,6 @@ fn best<S: Copy>(subjects: &[S], batch: u32, mut f: impl FnMut(S)) -> Vec<f64> {
         rounds += 1;
     }
     best
-}
-
-/// Reads everything, as wide as the CPU can and fetching ahead as the kernels do.
-fn read(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was just detected.
-        return unsafe { read_avx512(bytes) };
-    } else if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: as above.
-        return unsafe { read_avx2(bytes) };
-    }
-    read_words(bytes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn read_avx512(bytes: &[u8]) {
-    read_words(bytes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn read_avx2(bytes: &[u8]) {
-    read_words(bytes);
-}
-
-#[inline(always)]
-fn read_words(bytes: &[u8]) {
-    let mut sum = [0u64; 64];
-    for bytes in bytes.as_chunks::<512>().0 {
-        for (sum, word) in sum.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *sum ^= u64::from_le_bytes(*word);
-        }
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..512).step_by(64) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: every x86-64 CPU has the instruction, which accesses nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(4096 + line).cast()) };
-        }
-    }
-    black_box(sum);
 }
 
 /// A set's multiplication instruction alone, in as many independent chains as hide its latency.

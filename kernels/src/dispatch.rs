@@ -7,6 +7,7 @@ use crate::attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEAD
 use crate::format::{BLOCK, ROW_GROUP, RowKind};
 use crate::kquant::SUPER_BLOCK;
 use crate::matrix::Matrix;
+use crate::read::ReadPlan;
 use crate::simd::LANES;
 
 /// One set's functions. Each may be called only where the CPU has the set's features, with shapes as the method of the same
@@ -22,6 +23,7 @@ pub(crate) struct Set {
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) exp: unsafe fn(&mut [f32]),
     pub(crate) prefetch: unsafe fn(&[u8]),
+    pub(crate) read: unsafe fn(ReadPlan, &[u8]) -> u32,
     pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
 }
 
@@ -74,11 +76,16 @@ macro_rules! simd_set {
                 ops::prefetch($token, bytes);
             }
             $(#[$feature])*
+            fn read(plan: $crate::read::ReadPlan, bytes: &[u8]) -> u32 {
+                $crate::read::read($token, plan, bytes)
+            }
+            $(#[$feature])*
             fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
                 attend($token, a, out, scratch);
             }
             $crate::dispatch::Set {
-                name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, attention,
+                name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, read,
+                attention,
             }
         };
     };
@@ -241,6 +248,12 @@ impl Kernels {
     pub fn prefetch(self, bytes: &[u8]) {
         // SAFETY: `self` proves the features.
         unsafe { (self.0.prefetch)(bytes) }
+    }
+
+    /// Reads every byte, as `plan` says; gives the exclusive or of its little-endian words of four bytes.
+    pub fn read(self, plan: ReadPlan, bytes: &[u8]) -> u32 {
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.read)(plan, bytes) }
     }
 
     /// Attention of one token's query heads of one GQA group; `out` is `[heads][head_dim]`.
