@@ -1,12 +1,14 @@
 # hearth: `make run` on a fresh Debian with Rust 1.95 or newer fetches what is missing, builds, and opens a chat.
 ARM    := aarch64-unknown-linux-musl
 HEARTH := target/release/hearth
+BOARD  := virt
+CARD   := target/image/hearth-$(BOARD)-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1).img
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model build cross bench bench-arm soak clean
+.PHONY: help run test model build cross image image-lock qemu bench bench-arm soak clean
 
 help:   ## this list
-	@sed -n 's/^\([a-z]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: build  ## fetch the default model, start the daemon, open a chat
 	@image/chat $(HEARTH)
@@ -26,6 +28,16 @@ cross:  ## target/aarch64-unknown-linux-musl/release/hearth: static, stripped
 	@.cargo/musl-target
 	cargo build --release --locked --target $(ARM)
 	@tests/static-binary target/$(ARM)/release/hearth
+
+image: build cross  ## a card's image in target/image: make image BOARD=virt [MODEL=FILE.gguf]
+	@image/build $(BOARD) "$(or $(MODEL),$$(image/model | tail -n 1))" $(HEARTH) target/$(ARM)/release/hearth target/image
+
+image-lock:  ## write image/inputs.lock anew: the newest kernel that Debian has
+	@image/inputs --renew
+
+qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt; ^A x leaves
+	@[ -f $(CARD) ] || $(MAKE) --no-print-directory image BOARD=$(BOARD)
+	@image/qemu $(BOARD) $(CARD)
 
 bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [DEPTH=N] [RECORD=FILE.md] [PLOT=FILE.svg]
 	@$(MAKE) --no-print-directory build

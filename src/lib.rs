@@ -34,13 +34,17 @@
 //! | KV blocks | a sequence's `BlockTable` | given back when the sequence ends |
 //! | rings | the frame of `serve::daemon::run` | producer and consumer halves |
 //! | connections, serial line, listener | the I/O thread | nobody |
+//! | `hearth serve` as a child, watchdog, mounts | PID 1, where there is one | nobody |
 //!
 //! # Modules, in reading order
-//! [`text`] · [`wire`] · [`engine`] · [`model`] · [`sys`] · [`serve`] · [`tools`] · [`client`]. Imports run downwards: `text` and `wire`
-//! know nothing of the rest; `model` knows kernels, `sys` and `text::TokenId`; `engine` knows `model` and `sys`; `serve` composes.
+//! [`text`] · [`wire`] · [`engine`] · [`model`] · [`sys`] · [`serve`] · [`tools`] · [`client`] · [`config`] · [`init`]. Imports run downwards: `text` and `wire`
+//! know nothing of the rest; `model` knows kernels, `sys` and `text::TokenId`; `engine` knows `model` and `sys`; `serve` composes; `config` knows the limits of
+//! others; `init` knows `sys` and `config`.
 
 pub mod client;
+pub mod config;
 pub mod engine;
+pub mod init;
 pub mod model;
 pub mod serve;
 pub mod sys;

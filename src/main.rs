@@ -1,5 +1,5 @@
 //! The command line: one subcommand is one role, an error is one line on stderr and an exit code. Nothing else happens here.
-//! Next on the data's way: `serve::daemon` for the appliance, `client` for people, `tools` for offline jobs.
+//! Next on the data's way: `init` where the kernel starts this as PID 1, `serve::daemon` for the appliance, `client` for people, `tools` for offline jobs.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use hearth::serve::daemon::{DaemonError, with_daemon};
 use hearth::sys::fault;
-use hearth::{client, serve, tools};
+use hearth::{client, config, init, serve, tools};
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
 #[derive(Parser)]
@@ -30,12 +30,16 @@ enum Role {
     Score(tools::score::ScoreArgs),
     Perplexity(tools::perplexity::PerplexityArgs),
     Bench(tools::bench::BenchArgs),
+    Config(config::ConfigArgs),
 }
 
 fn main() -> ExitCode {
     let started = Instant::now();
     if let Err(error) = fault::exit_where_a_file_is_lost() {
         eprintln!("hearth: a handler for SIGBUS: {error}");
+    }
+    if init::is_wanted() {
+        init::run();
     }
     let result = match Cli::parse().role {
         Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Role::Score(args) => report(tools::score::run(&args), tools::ToolError::exit_code),
         Role::Perplexity(args) => report(tools::perplexity::run(&args), tools::ToolError::exit_code),
         Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
+        Role::Config(args) => report(config::run(&args), |_| 1),
     };
     ExitCode::from(result)
 }

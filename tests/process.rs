@@ -203,3 +203,17 @@ fn what_cannot_run_is_refused_with_a_reason_and_a_code() {
     refused(&["bench", "--model", &model, "--kernels", other], 2, &[other]);
     refused(&["ask", "--socket", "/no/such.sock", "hello"], 1, &["/no/such.sock", "hearth serve"]);
 }
+
+#[test]
+fn a_configuration_that_the_appliance_would_leave_out_is_refused_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hearth.toml");
+    let check = ["config", "--check", path.to_str().unwrap()];
+    assert!(refusal(&check).1.contains("there is no such file"));
+    std::fs::write(&path, "ctx = 512\nspeed = 11\n").unwrap();
+    let (code, why) = refusal(&check);
+    assert_eq!(code, 1);
+    assert!(why.contains("hearth.toml: line 2: unknown field `speed`"), "{why}");
+    std::fs::write(&path, "ctx = 512\n").unwrap();
+    assert_eq!(refusal(&check), (0, String::new()));
+}

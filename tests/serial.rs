@@ -85,6 +85,8 @@ fn a_person_at_the_line() {
         terminal.type_in("/status\r");
         let status = terminal.until("\r\n> ");
         assert!(status.contains("model     bytes\r\n") && status.contains("requests  0 active"), "{status}");
+        terminal.type_in("/poweroff\r");
+        assert!(terminal.until("\r\n> ").contains("this is no appliance"), "nobody supervises this daemon");
         terminal.type_in("/what\r");
         assert!(terminal.until("\r\n> ").contains("no such command"));
     })

@@ -241,7 +241,7 @@ fn attention(sets: &[Kernels], positions: usize, hot: bool) {
     let mut scratch = AttentionScratch::new();
     let times = best(sets, 1, |set| {
         for plane in cache.chunks_exact(plane_len).cycle().take(layers * kv_heads) {
-            let args = AttentionArgs { q: &q, heads, head_dim, plane, table: &table, positions, scale: 0.125 };
+            let args = AttentionArgs { q: &q, rows: 1, heads, head_dim, plane, table: &table, positions, scale: 0.125 };
             set.attention(&args, &mut out, &mut scratch);
             black_box(&mut out);
         }

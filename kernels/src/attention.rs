@@ -1,6 +1,8 @@
 //! Keys and values in blocks, and attention of one GQA group over them. `kv_store` fills the blocks, `dispatch` checks an
 //! [`AttentionArgs`], each set instantiates [`attend`].
 
+use std::ops::Range;
+
 #[cfg(not(target_arch = "aarch64"))]
 use half::f16;
 
@@ -8,13 +10,14 @@ use crate::simd::{LANES, Simd, exp};
 
 /// Positions in a KV block.
 pub const KV_BLOCK: usize = 64;
-/// Query heads one [`crate::Kernels::attention`] call may have.
+/// Query heads one [`crate::Kernels::attention`] call may have, those of all its rows together.
 pub const MAX_GROUP_HEADS: usize = 32;
 /// Values a head may have; head sizes are multiples of 16.
 pub const MAX_HEAD_DIM: usize = 512;
 
-/// Query heads that share one pass over a block's keys and values.
-const HEADS_AT_ONCE: usize = 4;
+/// Query heads, of one row or of several, that share one pass over a block's keys and values: as many as a set's registers hold
+/// sums of, at most.
+const HEADS_AT_ONCE: usize = 12;
 /// Vectors of sixteen f16 in a cache line.
 const VECTORS_A_LINE: usize = 2;
 
@@ -60,12 +63,15 @@ fn four_f16_bits(x: &[f32; 4]) -> [u16; 4] {
     x.map(|x| f16::from_f32(x).to_bits())
 }
 
-/// One token's query heads of one GQA group against one sequence's cache of the KV head they share.
+/// The query heads of one GQA group of one token, or of several that follow one another, against their sequence's cache of the
+/// KV head they share.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionArgs<'a> {
-    /// `[heads][head_dim]`.
+    /// `[rows][heads][head_dim]`.
     pub q: &'a [f32],
-    /// Query heads in the group, 1 to [`MAX_GROUP_HEADS`].
+    /// Tokens, at least 1, at consecutive positions.
+    pub rows: usize,
+    /// Query heads in the group, at least 1; `rows × heads` is at most [`MAX_GROUP_HEADS`].
     pub heads: usize,
     /// Values a head, a multiple of 16 up to [`MAX_HEAD_DIM`].
     pub head_dim: usize,
@@ -73,7 +79,8 @@ pub struct AttentionArgs<'a> {
     pub plane: &'a [u16],
     /// Block `i` of the sequence is `plane[table[i] * kv_block_len(head_dim)..]`.
     pub table: &'a [u32],
-    /// Positions to attend to, at least 1; the later ones of the last block may hold anything.
+    /// Positions that the first row attends to, at least 1; each later row attends to one more. What comes after the last row's
+    /// in its block may hold anything.
     pub positions: usize,
     /// Factor on the scores.
     pub scale: f32,
@@ -109,38 +116,23 @@ impl Default for AttentionScratch {
     }
 }
 
-/// Attention as the numeric model says; `out` is `[heads][head_dim]`. The arguments have been checked.
+/// Attention as the numeric model says; `out` is `[rows][heads][head_dim]`. The arguments have been checked.
 #[inline(always)]
 pub(crate) fn attend<S: Simd>(s: S, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
     let block_len = kv_block_len(a.head_dim);
     let block = |i: usize| a.plane[a.table[i] as usize * block_len..][..block_len].as_chunks::<LANES>().0;
-    let blocks = a.positions.div_ceil(KV_BLOCK);
+    let blocks = (a.positions + a.rows - 1).div_ceil(KV_BLOCK);
     for i in 0..blocks {
-        let b = Block {
-            kv: block(i),
-            next: block((i + 1).min(blocks - 1)),
-            columns: a.head_dim / LANES,
-            positions: (a.positions - i * KV_BLOCK).min(KV_BLOCK),
-            first: i == 0,
-            scale: a.scale,
-        };
-        let mut head = 0;
-        while head < a.heads {
-            let count = (a.heads - head).min(HEADS_AT_ONCE);
-            let q = &a.q[head * a.head_dim..][..count * a.head_dim];
-            let out = &mut out[head * a.head_dim..][..count * a.head_dim];
-            let (m, l) = (&mut scratch.max[head..], &mut scratch.sum[head..]);
-            match count {
-                2 if S::MANY_REGISTERS => b.heads::<S, 2, 4>(s, q, out, &mut scratch.scores, m, l),
-                3 if S::MANY_REGISTERS => b.heads::<S, 3, 4>(s, q, out, &mut scratch.scores, m, l),
-                4 if S::MANY_REGISTERS => b.heads::<S, 4, 4>(s, q, out, &mut scratch.scores, m, l),
-                1 => b.heads::<S, 1, 4>(s, q, out, &mut scratch.scores, m, l),
-                2 => b.heads::<S, 2, 2>(s, q, out, &mut scratch.scores, m, l),
-                3 => b.heads::<S, 3, 2>(s, q, out, &mut scratch.scores, m, l),
-                _ => b.heads::<S, 4, 1>(s, q, out, &mut scratch.scores, m, l),
-            }
-            head += count;
+        let (kv, next) = (block(i), block((i + 1).min(blocks - 1)));
+        let b = Block { kv, next, columns: a.head_dim / LANES, positions: KV_BLOCK, first: i == 0, scale: a.scale };
+        // Rows that see some of the block go one by one, those that see all of it together.
+        let rows_before = |position: usize| position.saturating_sub(a.positions).min(a.rows);
+        let (some, all) = (rows_before(i * KV_BLOCK + 1), rows_before((i + 1) * KV_BLOCK));
+        for row in some..all {
+            let b = Block { positions: a.positions + row - i * KV_BLOCK, ..b };
+            b.all_heads(s, a, row * a.heads..(row + 1) * a.heads, out, scratch);
         }
+        b.all_heads(s, a, all * a.heads..a.rows * a.heads, out, scratch);
     }
     for (out, l) in out.chunks_exact_mut(a.head_dim).zip(&scratch.sum) {
         let inv = s.splat(1.0 / l);
@@ -151,6 +143,7 @@ pub(crate) fn attend<S: Simd>(s: S, a: &AttentionArgs<'_>, out: &mut [f32], scra
 }
 
 /// One KV block in hand. The first `4 × head_dim` vectors of `kv` are keys, the rest values.
+#[derive(Clone, Copy)]
 struct Block<'a> {
     kv: &'a [[u16; LANES]],
     /// The block after it, prefetched while this one is worked on.
@@ -163,8 +156,40 @@ struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// `H` heads against the block, combined into `out`, `m` and `l`. `C` vectors of positions, then of channels, are in
-    /// hand at once: `H × C` chains of additions are enough to hide their latency and few enough to stay in registers.
+    /// Some of the heads of all rows against the block, as many at once as there are registers for.
+    #[inline(always)]
+    fn all_heads<S: Simd>(
+        &self,
+        s: S,
+        a: &AttentionArgs<'_>,
+        heads: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut AttentionScratch,
+    ) {
+        let mut head = heads.start;
+        while head < heads.end {
+            let left = heads.end - head;
+            let q = &a.q[head * a.head_dim..];
+            let out = &mut out[head * a.head_dim..];
+            let (scores, m, l) = (&mut scratch.scores, &mut scratch.max[head..], &mut scratch.sum[head..]);
+            head += match left {
+                1 => self.heads::<S, 1, 4>(s, q, out, scores, m, l),
+                2 if S::MANY_REGISTERS => self.heads::<S, 2, 4>(s, q, out, scores, m, l),
+                3 if S::MANY_REGISTERS => self.heads::<S, 3, 4>(s, q, out, scores, m, l),
+                4 | 5 if S::MANY_REGISTERS => self.heads::<S, 4, 4>(s, q, out, scores, m, l),
+                6..12 if S::MANY_REGISTERS => self.heads::<S, 6, 4>(s, q, out, scores, m, l),
+                _ if S::MANY_REGISTERS => self.heads::<S, HEADS_AT_ONCE, 2>(s, q, out, scores, m, l),
+                2 => self.heads::<S, 2, 2>(s, q, out, scores, m, l),
+                3 => self.heads::<S, 3, 2>(s, q, out, scores, m, l),
+                4 | 5 => self.heads::<S, 4, 1>(s, q, out, scores, m, l),
+                _ => self.heads::<S, 6, 1>(s, q, out, scores, m, l),
+            };
+        }
+    }
+
+    /// `H` heads against the block, combined into `out`, `m` and `l`; returns `H`. `C` vectors of positions, then of
+    /// channels, are in hand at once: `H × C` chains of additions are enough to hide their latency and few enough to stay in
+    /// registers.
     #[inline(always)]
     fn heads<S: Simd, const H: usize, const C: usize>(
         &self,
@@ -174,7 +199,7 @@ impl Block<'_> {
         scores: &mut [[f32; KV_BLOCK]; HEADS_AT_ONCE],
         m: &mut [f32],
         l: &mut [f32],
-    ) {
+    ) -> usize {
         let tiles = self.positions.div_ceil(LANES);
         let mut tile = 0;
         while tile + C <= tiles {
@@ -209,6 +234,7 @@ impl Block<'_> {
             self.values::<S, H, 1>(s, scores, column, &factors, out);
             column += 1;
         }
+        H
     }
 
     /// `scores[h][p]`, scaled, of `C` tiles of positions; lanes past the last position hold whatever the cache does.
@@ -231,18 +257,22 @@ impl Block<'_> {
                     s.prefetch(next.wrapping_add(d * C + c));
                 }
             }
-            let q = q.map(|q| s.splat(q[d]));
+            let mut k = [s.splat(0.0); C];
             for c in 0..C {
-                let k = s.load_f16(&keys[c][d]);
-                for h in 0..H {
-                    acc[h][c] = s.fma(q[h], k, acc[h][c]);
+                k[c] = s.load_f16(&keys[c][d]);
+            }
+            for h in 0..H {
+                let q = s.splat(q[h][d]);
+                for c in 0..C {
+                    acc[h][c] = s.fma(q, k[c], acc[h][c]);
                 }
             }
         }
         for h in 0..H {
-            let tiles = &mut scores[h].as_chunks_mut::<LANES>().0[tile..];
-            for (out, acc) in tiles.iter_mut().zip(acc[h]) {
-                s.store(s.mul(acc, s.splat(self.scale)), out);
+            let tiles = &mut scores[h].as_chunks_mut::<LANES>().0[tile..][..C];
+            // By number, here as below: an iterator over the sums would have them copied, as one array through memory.
+            for c in 0..C {
+                s.store(s.mul(acc[h][c], s.splat(self.scale)), &mut tiles[c]);
             }
         }
     }
@@ -268,18 +298,22 @@ impl Block<'_> {
                 }
             }
             let row: &[_; C] = &row[column..].as_chunks().0[0];
-            let w: [_; H] = std::array::from_fn(|h| s.splat(weights[h][p]));
+            let mut v = [s.splat(0.0); C];
             for c in 0..C {
-                let v = s.load_f16(&row[c]);
-                for h in 0..H {
-                    acc[h][c] = s.fma(w[h], v, acc[h][c]);
+                v[c] = s.load_f16(&row[c]);
+            }
+            for h in 0..H {
+                let w = s.splat(weights[h][p]);
+                for c in 0..C {
+                    acc[h][c] = s.fma(w, v[c], acc[h][c]);
                 }
             }
         }
         for h in 0..H {
             let (keep, take) = (s.splat(factors[h].0), s.splat(factors[h].1));
-            let columns = &mut out[h * self.columns + column..];
-            for (out, new) in columns.iter_mut().zip(acc[h]) {
+            let columns = &mut out[h * self.columns + column..][..C];
+            for c in 0..C {
+                let (out, new) = (&mut columns[c], acc[h][c]);
                 let o = if self.first { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
                 s.store(o, out);
             }

@@ -256,21 +256,29 @@ impl Kernels {
         unsafe { (self.0.read)(plan, bytes) }
     }
 
-    /// Attention of one token's query heads of one GQA group; `out` is `[heads][head_dim]`.
+    /// Attention of one GQA group's query heads of consecutive tokens; `out` is `[rows][heads][head_dim]`. A row's values are the
+    /// same alone and beside others.
     ///
     /// # Panics
     /// If a length, count or block number in `a` does not fit the others (see [`AttentionArgs`]).
     pub fn attention(self, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
-        assert!((1..=MAX_GROUP_HEADS).contains(&a.heads), "attention: {} heads", a.heads);
+        let heads = a.rows.checked_mul(a.heads);
+        assert!(
+            heads.is_some_and(|heads| (1..=MAX_GROUP_HEADS).contains(&heads)),
+            "attention: {} heads of {} rows",
+            a.heads,
+            a.rows
+        );
         assert!(
             a.head_dim != 0 && a.head_dim <= MAX_HEAD_DIM && a.head_dim.is_multiple_of(LANES),
             "attention: head size {}",
             a.head_dim
         );
-        assert_eq!(a.q.len(), a.heads * a.head_dim, "attention: query length");
+        assert_eq!(a.q.len(), a.rows * a.heads * a.head_dim, "attention: query length");
         assert_eq!(out.len(), a.q.len(), "attention: output length");
-        let blocks = a.positions.div_ceil(KV_BLOCK);
-        assert!(a.positions != 0 && blocks <= a.table.len(), "attention: {} positions", a.positions);
+        assert!(a.positions != 0, "attention: no positions");
+        let blocks = a.positions.saturating_add(a.rows - 1).div_ceil(KV_BLOCK);
+        assert!(blocks <= a.table.len(), "attention: {} positions", a.positions);
         let in_plane = a.plane.len() / kv_block_len(a.head_dim);
         assert!(
             a.table[..blocks].iter().all(|block| (*block as usize) < in_plane),

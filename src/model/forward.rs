@@ -49,6 +49,10 @@ const FETCH_BYTES: usize = 4096;
 /// worker that fell behind pays.
 const CHUNKS_A_WORKER: usize = 8;
 
+/// Query heads of one kv head, those of several rows together, that share a pass over keys and values: what the widest kernels
+/// hold sums of in registers.
+const ATTENTION_HEADS: usize = 12;
+
 /// Every buffer of a step, sized once.
 #[derive(Debug)]
 pub struct Scratch {
@@ -58,7 +62,7 @@ pub struct Scratch {
     x: Vec<f32>,
     /// `[(q_rows + 2 kv_rows) / 16][rows][16]`.
     qkv: Vec<f32>,
-    /// Attention's output, `[rows][q_rows]`.
+    /// Attention's output, `[kv heads][rows][heads of the group × head_dim]`.
     attention: Vec<f32>,
     /// SwiGLU's output, `[n_ff / 16][rows][16]`.
     ffn: Vec<f32>,
@@ -227,8 +231,8 @@ impl Input {
 enum Source<'a> {
     /// RMSNorm of `[width / 16][rows][16]`.
     Norm { x: &'a [f32], weight: &'a [f32], eps: f32 },
-    /// `[rows][width]` as it is.
-    RowMajor(&'a [f32]),
+    /// `[planes][rows][width / planes]` as it is.
+    PlaneMajor { x: &'a [f32], planes: usize },
     /// `[width / 16][rows][16]` as it is.
     GroupMajor(&'a [f32]),
 }
@@ -304,7 +308,7 @@ pub fn forward(
         step.attend(hyper, cache, index, tables, rows, qkv, attention);
 
         step.next = layer.gate.tiles();
-        let source = Source::RowMajor(attention);
+        let source = Source::PlaneMajor { x: attention, planes: hyper.n_head_kv };
         step.residual(source, hyper.q_rows(), &layer.attn_output, x);
 
         step.next = layer.down.tiles();
@@ -542,35 +546,52 @@ impl Step<'_> {
     ) {
         let (n, kernels) = (self.n, self.kernels);
         let head_dim = hyper.head_dim;
+        let group_heads = hyper.group_heads();
         let planes = cache.layer(layer);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let fetch_next = fetch(kernels, self.next);
-        // A unit is the query heads of one kv head, which share its loads; single heads where there are too few units to go round.
-        let per_unit = if n * hyper.n_head_kv >= 2 * self.workers.threads() { hyper.group_heads() } else { 1 };
-        let units_per_row = hyper.n_head / per_unit;
-        self.workers.chunks(
-            self.scratch,
-            out,
-            per_unit * head_dim,
-            fetch_next,
-            |_| (),
-            |own, unit, out| {
-                let (t, first_head) = (unit / units_per_row, unit % units_per_row * per_unit);
-                let q = &mut own.work.values[..per_unit * head_dim];
-                gather(qkv, n, t, first_head * head_dim / ROW_GROUP, q);
-                let kv_head = first_head / hyper.group_heads();
+        // The query heads of one kv head share its loads, and so do those of a sequence's next rows; single heads where there is
+        // too little to go round.
+        let (heads, rows_at_once) = if n * hyper.n_head_kv >= 2 * self.workers.threads() {
+            let most = attention_rows(hyper);
+            (group_heads, most.min(n * hyper.n_head_kv / (self.workers.threads() * CHUNKS_A_WORKER)).max(1))
+        } else {
+            (1, 1)
+        };
+        let of_group = group_heads / heads;
+        let attend = |own: &mut WorkerScratch, unit: usize, out: &mut [f32]| {
+            // `unit` counts `heads` heads of `rows_at_once` rows of `[kv head][row][head of the group]`.
+            let mut at = unit * rows_at_once;
+            let mut out = out;
+            while !out.is_empty() {
+                let (row_of_plane, head) = (at / of_group, at % of_group * heads);
+                let (kv_head, t) = (row_of_plane / n, row_of_plane % n);
+                let row = rows[t];
+                let room = (out.len() / (heads * head_dim)).min(n - t);
+                let follows =
+                    |(i, next): &(usize, &BatchRow)| next.sequence == row.sequence && next.position == row.position + i;
+                let run = rows[t..t + room].iter().enumerate().take_while(follows).count();
+                let (run_out, rest) = out.split_at_mut(run * heads * head_dim);
+                let q = &mut own.work.values[..run_out.len()];
+                for (i, q) in q.chunks_exact_mut(heads * head_dim).enumerate() {
+                    gather(qkv, n, t + i, (kv_head * group_heads + head) * head_dim / ROW_GROUP, q);
+                }
                 let args = AttentionArgs {
                     q,
-                    heads: per_unit,
+                    rows: run,
+                    heads,
                     head_dim,
                     plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
-                    table: tables[rows[t].sequence].blocks(),
-                    positions: rows[t].position + 1,
+                    table: tables[row.sequence].blocks(),
+                    positions: row.position + 1,
                     scale,
                 };
-                kernels.attention(&args, out, &mut own.work.attention);
-            },
-        );
+                kernels.attention(&args, run_out, &mut own.work.attention);
+                out = rest;
+                at += run;
+            }
+        };
+        self.workers.chunks(self.scratch, out, rows_at_once * heads * head_dim, fetch_next, |_| (), attend);
     }
 }
 
@@ -581,7 +602,12 @@ fn prepare(kernels: Kernels, source: Source<'_>, n: usize, t: usize, width: usiz
         Source::Norm { x, weight, eps } => {
             kernels.rms_norm(&x[t * ROW_GROUP..], n * ROW_GROUP, weight, eps, &mut out[..width])
         }
-        Source::RowMajor(x) => out[..width].copy_from_slice(&x[t * width..][..width]),
+        Source::PlaneMajor { x, planes } => {
+            let len = width / planes;
+            for (x, out) in x.chunks_exact(n * len).zip(out[..width].chunks_exact_mut(len)) {
+                out.copy_from_slice(&x[t * len..][..len]);
+            }
+        }
         Source::GroupMajor(x) => gather(x, n, t, 0, &mut out[..width]),
     }
     out[width..].fill(0.0);
@@ -626,8 +652,14 @@ fn widest(hyper: &Hyper) -> usize {
     hyper.n_embd.max(hyper.n_ff).max(hyper.q_rows())
 }
 
+/// Rows whose heads of one group go through attention together at most.
+fn attention_rows(hyper: &Hyper) -> usize {
+    (ATTENTION_HEADS / hyper.group_heads()).max(1)
+}
+
 /// Values of a worker's own buffer: a padded row, a chunk of any product, or a key and a value.
 fn values_len(hyper: &Hyper, max_rows: usize, max_outputs: usize) -> usize {
     let chunk = ROW_GROUP * MOST_GROUPS * max_rows.max(max_outputs);
-    padded(widest(hyper)).max(chunk).max(2 * hyper.head_dim)
+    let queries = attention_rows(hyper).max(1) * hyper.group_heads() * hyper.head_dim;
+    padded(widest(hyper)).max(chunk).max(2 * hyper.head_dim).max(queries)
 }

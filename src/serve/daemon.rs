@@ -12,12 +12,12 @@ use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
 use super::model_text::ModelText;
 use super::private::PrivateSocket;
-use super::{Defaults, ServeError, ServeSetup};
+use super::{Defaults, ServeError, ServeSetup, Supervisor};
 use crate::engine::Engine;
 use crate::engine::queue::Rings;
 use crate::engine::sampler::SamplingParams;
-use crate::sys::cpu;
 use crate::sys::map::{LockError, lock_all};
+use crate::sys::{cpu, heartbeat};
 use crate::text::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES};
 use crate::text::{TokenId, Vocab};
 use crate::tools::session::{
@@ -49,6 +49,9 @@ pub struct ServeArgs {
     /// Tokens an answer may have where the request names no number [default: up to the end of the context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// Standard input is the line to `hearth` as PID 1, which looks after this process
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 /// How much at once, and what the chat looks like.
@@ -142,8 +145,12 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
         max_tokens: args.max_tokens,
         date: args.capacity.date.clone(),
     };
-    let ready = |socket: &Path| log::info!("ready: {}", socket.display());
-    serve(&args.model, &args.capacity, defaults, Some(&socket), args.tty.as_deref(), None, Box::new(ready))
+    let supervisor = args.supervised.then(heartbeat::Line::from_stdin).transpose();
+    let what = "--supervised wants the supervisor's socket as standard input";
+    let supervisor = supervisor.map_err(|source| DaemonError::Io { what: what.into(), source })?;
+    let ready = Box::new(|socket: &Path| log::info!("ready: {}", socket.display()));
+    let outside = Outside { socket: Some(&socket), tty: args.tty.as_deref(), stop: None, supervisor, ready };
+    serve(&args.model, &args.capacity, defaults, outside)
 }
 
 /// Runs a daemon of its own for `model`, with one sequence, on a private socket, while `client` runs; then stops it.
@@ -171,24 +178,33 @@ pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send
             // The client may have gone already; then nobody waits for this.
             let _ = tell_ready.send(socket.to_owned());
         });
-        let served = serve(model, capacity, Defaults::default(), None, None, Some(stopped), ready);
+        let outside = Outside { socket: None, tty: None, stop: Some(stopped), supervisor: None, ready };
+        let served = serve(model, capacity, Defaults::default(), outside);
         let answer = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         served.map(|()| answer)
     });
     result?.ok_or_else(|| DaemonError::Usage("the daemon stopped before it was ready".into()))
 }
 
-/// `socket`: where to listen; `None` is a place that nobody else sees. `ready` is told where.
-#[allow(clippy::too_many_arguments)]
+/// Where a daemon meets the rest of the world.
+struct Outside<'a> {
+    /// Where to listen; `None` is a place that nobody else sees.
+    socket: Option<&'a Path>,
+    tty: Option<&'a Path>,
+    /// Ends the daemon as a signal would.
+    stop: Option<UnixStream>,
+    supervisor: Option<heartbeat::Line>,
+    /// Told where the daemon listens, once it does.
+    ready: Box<dyn FnOnce(&Path) + Send + 'a>,
+}
+
 fn serve(
     model: &ModelArgs,
     capacity: &CapacityArgs,
     defaults: Defaults,
-    socket: Option<&Path>,
-    tty: Option<&Path>,
-    stop: Option<UnixStream>,
-    ready: Box<dyn FnOnce(&Path) + Send + '_>,
+    outside: Outside<'_>,
 ) -> Result<(), DaemonError> {
+    let Outside { socket, tty, stop, supervisor, ready } = outside;
     let wanted = Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS);
     let cpus = cpu::allowed_cpus();
     with_model(model, wanted, |session| {
@@ -211,6 +227,8 @@ fn serve(
             let room = available.saturating_sub(plan.mapped_bytes);
             plan.check(&loaded.hyper, room).map_err(SessionError::from)?;
         }
+        let operations = workers.operations();
+        let supervisor = supervisor.map(|line| Supervisor { line, operations });
         let mut engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
         if capacity.touch {
             engine.touch();
@@ -247,6 +265,7 @@ fn serve(
                     defaults,
                     signals: stop.is_none(),
                     stop,
+                    supervisor,
                     ready,
                 };
                 Ok(super::run(setup, link)?)

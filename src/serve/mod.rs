@@ -19,6 +19,8 @@ pub mod tty;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -28,6 +30,7 @@ use self::listener::SocketError;
 use self::server::Server;
 use self::text::TextModel;
 use crate::engine::queue::EngineLink;
+use crate::sys::heartbeat;
 use crate::sys::tty::TtyError;
 
 /// Connections at once; the next one takes the place of the one idle longest, or gets 503 if none is. More than the engine's ring holds, so that a full ring is told as 429.
@@ -58,8 +61,19 @@ pub struct ServeSetup<'a> {
     /// A byte on this stream drains as SIGTERM does, a second one stops at once; so does its end, for whoever runs the
     /// daemon inside a process of its own.
     pub stop: Option<UnixStream>,
+    /// Whoever started this process and looks after it.
+    pub supervisor: Option<Supervisor>,
     /// Called once the socket takes connections.
     pub ready: Box<dyn FnOnce() + 'a>,
+}
+
+/// The line to whoever supervises this process, and what tells them that the engine gets on.
+#[derive(Debug)]
+pub struct Supervisor {
+    /// The line.
+    pub line: heartbeat::Line,
+    /// Operations begun by the engine; see `Workers::operations`.
+    pub operations: Arc<AtomicU64>,
 }
 
 /// Why the daemon cannot serve, or not any longer.

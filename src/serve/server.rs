@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ use super::text::AnswerText;
 use super::tty::TtyPort;
 use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
 use crate::engine::queue::{EngineLink, RequestId};
+use crate::sys::heartbeat::{BEAT_EVERY, Message};
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::signals::StopSignals;
 use crate::wire::http::{self, Reply, Request};
@@ -62,6 +63,8 @@ pub(super) struct Server<'s, 'l, 'r> {
     next_request: RequestId,
     started: Instant,
     stopping: Stopping,
+    /// When the supervisor is told again how far the engine is.
+    next_beat: Instant,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -121,10 +124,14 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             next_request: 1,
             started: now,
             stopping: Stopping::No,
+            next_beat: now,
         };
         server.watch_tty();
         log::info!("serving {} on {}", server.setup.model_id, server.setup.socket.display());
         ready();
+        if let Some(supervisor) = &server.setup.supervisor {
+            supervisor.line.announce_ready();
+        }
         Ok(server)
     }
 
@@ -152,6 +159,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 return Err(ServeError::EngineGone);
             }
             self.sweep(now);
+            self.beat(now);
             if self.is_done(now) {
                 return Ok(());
             }
@@ -439,6 +447,18 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         tty || self.conns.values().any(Conn::has_unsent)
     }
 
+    /// Tells the supervisor how far the engine is. That the message comes shows that this thread gets on, too.
+    fn beat(&mut self, now: Instant) {
+        let Some(supervisor) = &self.setup.supervisor else { return };
+        if self.next_beat > now {
+            return;
+        }
+        self.next_beat = now + BEAT_EVERY;
+        let operations = supervisor.operations.load(Ordering::Relaxed);
+        // Without a supervisor the appliance does not run; a full line says that it does not read.
+        let _ = supervisor.line.send(Message::Beat { operations, busy: !self.running.is_empty() });
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
         let draining = match self.stopping {
             Stopping::Draining(until) => Some(until),
@@ -446,7 +466,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         };
         let conns = self.conns.values().filter_map(Conn::deadline);
         let tty = self.tty.as_ref().and_then(TtyPort::deadline);
-        conns.chain(tty).chain(draining).chain(self.accept_again).min()
+        let beat = self.setup.supervisor.as_ref().map(|_| self.next_beat);
+        conns.chain(tty).chain(draining).chain(self.accept_again).chain(beat).min()
     }
 }
 

@@ -153,6 +153,10 @@ impl TtyPort {
         self.protocol.status(status, &mut self.out);
     }
 
+    pub(super) fn say(&mut self, text: &str) {
+        self.protocol.say(text, &mut self.out);
+    }
+
     /// Hands waiting output to the kernel. False: the line is gone.
     pub(super) fn flush(&mut self) -> bool {
         let Some(device) = &mut self.device else {

@@ -1,8 +1,10 @@
-//! What hearth needs of the kernel and the CPU: memory maps, pinning, worker threads, epoll, signals, serial lines.
+//! What hearth needs of the kernel and the CPU: memory maps, pinning, worker threads, epoll, signals, serial lines, and the line to
+//! whoever supervises.
 //! Everything above this module is safe code; `fault`, `map` and `workers` hold the crate's `unsafe`.
 
 pub mod cpu;
 pub mod fault;
+pub mod heartbeat;
 pub mod map;
 pub mod poll;
 pub mod signals;

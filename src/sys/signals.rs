@@ -48,6 +48,47 @@ impl AsFd for StopSignals {
     }
 }
 
+/// One signal as bytes on a descriptor, for whoever has to tell signals apart.
+#[derive(Debug)]
+pub struct SignalLine {
+    read: UnixStream,
+    id: SigId,
+}
+
+impl SignalLine {
+    /// Takes over `signal`, a number of `signal_hook::consts`, while the line lives.
+    ///
+    /// # Errors
+    /// No descriptors left, or the handler was refused.
+    pub fn install(signal: i32) -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        Ok(Self { read, id: pipe::register(signal, write)? })
+    }
+
+    /// Whether the signal came since the last call.
+    pub fn take(&mut self) -> bool {
+        let mut bytes = [0; 16];
+        let mut came = false;
+        while let Ok(1..) = self.read.read(&mut bytes) {
+            came = true;
+        }
+        came
+    }
+}
+
+impl AsFd for SignalLine {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+}
+
+impl Drop for SignalLine {
+    fn drop(&mut self) {
+        unregister(self.id);
+    }
+}
+
 impl Drop for StopSignals {
     fn drop(&mut self) {
         for id in self.ids.drain(..) {

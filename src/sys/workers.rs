@@ -11,7 +11,7 @@ use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ pub struct Workers {
     /// What `active` is for few rows and for many.
     decode_threads: usize,
     prefill_threads: usize,
+    operations: Arc<AtomicU64>,
 }
 
 /// The pool's view of one worker thread.
@@ -74,6 +75,7 @@ impl Workers {
             active: threads,
             decode_threads: threads,
             prefill_threads: threads,
+            operations: Arc::default(),
         };
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
@@ -106,6 +108,12 @@ impl Workers {
         self.threads.len() + 1
     }
 
+    /// Operations begun so far. Who supervises sees by it that the engine gets on, also in the middle of a long step: a thread that
+    /// hangs in a chunk keeps the next operation from beginning.
+    pub fn operations(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.operations)
+    }
+
     /// Sets how many of the threads a step of few rows and one of many may use (at least the caller's, at most all): decode is
     /// bound by memory, which fewer threads than cores may keep busy.
     pub fn split(mut self, decode_threads: usize, prefill_threads: usize) -> Self {
@@ -136,6 +144,7 @@ impl Workers {
     ) {
         assert!(scratch.len() >= self.threads(), "one scratch entry a worker");
         assert!(chunk_len > 0, "chunks of at least one element");
+        self.operations.fetch_add(1, Ordering::Relaxed);
         let chunks = out.len().div_ceil(chunk_len);
         if self.active == 1 || chunks <= 1 {
             if chunks > 0 {

@@ -39,6 +39,10 @@ pub enum LineEvent {
     Cancel,
     /// Call [`LineProtocol::status`].
     Status,
+    /// Switch the machine off; call [`LineProtocol::say`].
+    PowerOff,
+    /// Start the machine again; call [`LineProtocol::say`].
+    Reboot,
 }
 
 /// The state of one serial line.
@@ -260,6 +264,12 @@ impl LineProtocol {
         out.extend_from_slice(PROMPT);
     }
 
+    /// What the daemon has to say to a command, and the next prompt.
+    pub fn say(&self, text: &str, out: &mut Vec<u8>) {
+        line_out(out, text);
+        out.extend_from_slice(PROMPT);
+    }
+
     fn byte(&mut self, byte: u8, out: &mut Vec<u8>) -> Option<LineEvent> {
         let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
         if byte == b'\n' && after_cr {
@@ -364,8 +374,11 @@ impl LineProtocol {
         }
         if let Some(command) = text.strip_prefix('/') {
             let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-            if name == "status" {
-                return Some(LineEvent::Status);
+            match name {
+                "status" => return Some(LineEvent::Status),
+                "poweroff" => return Some(LineEvent::PowerOff),
+                "reboot" => return Some(LineEvent::Reboot),
+                _ => {}
             }
             let said = self.command(name, argument.trim());
             line_out(out, &said);
@@ -484,6 +497,7 @@ const HELP: &str = "type a question and press Enter; ^C cancels an answer\n\
     /seed 1       seed of the draw\n\
     /max 200      answer length in tokens\n\
     /system TEXT  instruction before the conversation\n\
+    /poweroff     switch the appliance off; /reboot starts it again\n\
     a line that starts with { is a JSON request, answered in JSON lines";
 
 fn is_line_end(byte: u8) -> bool {

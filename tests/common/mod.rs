@@ -250,6 +250,7 @@ pub fn with_daemon_at(
                     defaults: Defaults::default(),
                     signals,
                     stop: Some(stop_end),
+                    supervisor: None,
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,

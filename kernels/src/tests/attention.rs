@@ -50,8 +50,16 @@ fn attention_is_close_to_f64_and_the_same_everywhere() {
             let cache = Cache::new(positions, head_dim, &mut rng);
             let q: Vec<f32> = (0..heads * head_dim).map(|_| 4.0 * rng.unit()).collect();
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let args =
-                AttentionArgs { q: &q, heads, head_dim, plane: &cache.plane, table: &cache.table, positions, scale };
+            let args = AttentionArgs {
+                q: &q,
+                rows: 1,
+                heads,
+                head_dim,
+                plane: &cache.plane,
+                table: &cache.table,
+                positions,
+                scale,
+            };
             let mut want = vec![f32::NAN; q.len()];
             scalar().attention(&args, &mut want, &mut scratch);
             for (q, want) in q.chunks(head_dim).zip(want.chunks(head_dim)) {
@@ -80,7 +88,7 @@ fn a_head_is_alone_in_any_group() {
         let mut run = |q: &[f32]| {
             let (plane, table) = (&cache.plane, &cache.table);
             let heads = q.len() / head_dim;
-            let args = AttentionArgs { q, heads, head_dim, plane, table, positions, scale: 0.125 };
+            let args = AttentionArgs { q, rows: 1, heads, head_dim, plane, table, positions, scale: 0.125 };
             let mut out = vec![f32::NAN; q.len()];
             kernels.attention(&args, &mut out, &mut scratch);
             out
@@ -92,6 +100,33 @@ fn a_head_is_alone_in_any_group() {
     }
 }
 
+/// Rows that go together give what each gives alone, wherever they lie in their blocks.
+#[test]
+fn a_row_is_alone_beside_any_others() {
+    let mut rng = Rng::new(18);
+    let mut scratch = AttentionScratch::new();
+    let head_dim = 32;
+    for (rows, heads) in [(2, 1), (4, 3), (8, 4), (3, 9), (32, 1), (13, 2)] {
+        for positions in [1, 40, 60, 63, 64, 65, 120, 128, 190] {
+            let cache = Cache::new(positions + rows - 1, head_dim, &mut rng);
+            let q = rng.units(rows * heads * head_dim);
+            let (plane, table) = (&cache.plane, &cache.table);
+            for kernels in Kernels::supported() {
+                let args = AttentionArgs { q: &q, rows, heads, head_dim, plane, table, positions, scale: 0.2 };
+                let mut together = vec![f32::NAN; q.len()];
+                kernels.attention(&args, &mut together, &mut scratch);
+                let row_len = heads * head_dim;
+                for (row, (q, want)) in q.chunks(row_len).zip(together.chunks(row_len)).enumerate() {
+                    let args = AttentionArgs { q, rows: 1, positions: positions + row, ..args };
+                    let mut alone = vec![f32::NAN; row_len];
+                    kernels.attention(&args, &mut alone, &mut scratch);
+                    assert_same_bits(&alone, want, || format!("{kernels:?}: row {row} of {rows} from {positions} on"));
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn scores_far_apart_do_not_overflow() {
     let mut rng = Rng::new(17);
@@ -99,7 +134,7 @@ fn scores_far_apart_do_not_overflow() {
     let cache = Cache::new(positions, head_dim, &mut rng);
     let q: Vec<f32> = (0..head_dim).map(|_| 1e4 * rng.unit()).collect();
     let (plane, table) = (&cache.plane, &cache.table);
-    let args = AttentionArgs { q: &q, heads: 1, head_dim, plane, table, positions, scale: 1.0 };
+    let args = AttentionArgs { q: &q, rows: 1, heads: 1, head_dim, plane, table, positions, scale: 1.0 };
     for kernels in Kernels::supported() {
         let mut out = vec![f32::NAN; head_dim];
         kernels.attention(&args, &mut out, &mut AttentionScratch::new());
@@ -113,7 +148,15 @@ fn scores_far_apart_do_not_overflow() {
 #[should_panic(expected = "a block beyond the plane")]
 fn a_block_beyond_the_plane_is_refused() {
     let plane = vec![0; kv_block_len(32)];
-    let args =
-        AttentionArgs { q: &[0.0; 32], heads: 1, head_dim: 32, plane: &plane, table: &[1], positions: 1, scale: 1.0 };
+    let args = AttentionArgs {
+        q: &[0.0; 32],
+        rows: 1,
+        heads: 1,
+        head_dim: 32,
+        plane: &plane,
+        table: &[1],
+        positions: 1,
+        scale: 1.0,
+    };
     Kernels::detect().attention(&args, &mut [0.0; 32], &mut AttentionScratch::new());
 }

@@ -93,7 +93,16 @@ fn attention_has_the_bits_written_down() {
             kv_store(block, p % 64, head_dim, &k, &v);
         }
         let q = rng.units(heads * head_dim);
-        let args = AttentionArgs { q: &q, heads, head_dim, plane: &plane, table: &[0, 1, 2], positions, scale: 0.125 };
+        let args = AttentionArgs {
+            q: &q,
+            rows: 1,
+            heads,
+            head_dim,
+            plane: &plane,
+            table: &[0, 1, 2],
+            positions,
+            scale: 0.125,
+        };
         let mut out = vec![f32::NAN; q.len()];
         kernels.attention(&args, &mut out, &mut AttentionScratch::new());
         assert_eq!(hash(&out), ATTENTION, "{kernels:?}: {:#x}", hash(&out));

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{Owner, Server, TTY};
 use crate::serve::tty::TtyPort;
+use crate::sys::heartbeat::Message;
 use crate::sys::poll::{Interest, Ready};
 use crate::wire::Finish;
 use crate::wire::line::LineEvent;
@@ -88,6 +89,15 @@ impl Server<'_, '_, '_> {
                     tty.status(&status);
                 }
             }
+            LineEvent::PowerOff => self.ask_for_power(Message::PowerOff, "switching off"),
+            LineEvent::Reboot => self.ask_for_power(Message::Reboot, "starting again"),
         }
+    }
+
+    /// Passes on what the console asks of the machine; the supervisor then stops this process as it would at any other time.
+    fn ask_for_power(&mut self, message: Message, done: &str) {
+        let asked = self.setup.supervisor.as_ref().is_some_and(|supervisor| supervisor.line.send(message).is_ok());
+        let Some(tty) = &mut self.tty else { return };
+        tty.say(if asked { done } else { "this is no appliance: whoever started the daemon stops it" });
     }
 }

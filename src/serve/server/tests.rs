@@ -48,6 +48,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         defaults: Defaults::default(),
         signals: false,
         stop: None,
+        supervisor: None,
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);

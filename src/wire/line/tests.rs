@@ -39,6 +39,8 @@ impl Session {
                 self.line.finish(&outcome(Finish::Stop), &mut self.out);
             }
             LineEvent::Cancel => panic!("nothing runs"),
+            LineEvent::PowerOff => self.line.say("off", &mut self.out),
+            LineEvent::Reboot => self.line.say("again", &mut self.out),
             LineEvent::Status => self.line.status(
                 &Status {
                     model: "m".to_owned(),
@@ -155,6 +157,8 @@ fn commands_set_what_requests_carry() {
     let mut s = Session::new();
     assert!(s.say("/help\r").contains("/status"));
     assert!(s.say("/status\r").contains("1 active"));
+    assert!(s.say("/poweroff\r").ends_with("\r\noff\r\n> "));
+    assert!(s.say("/reboot\r").ends_with("\r\nagain\r\n> "));
     assert!(s.say("/temp 0.7\r").contains("temperature: 0.7\r\n> "));
     assert!(s.say("/seed 5\r").contains("seed: 5"));
     assert!(s.say("/max 9\r").contains(": 9"));

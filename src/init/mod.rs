@@ -1,0 +1,316 @@
+//! PID 1: what the kernel starts when hearth is the whole userspace. It mounts ([`table`]), loads [`modules`], arms the
+//! [`watchdog`] first, finds the [`card`], and re-executes itself as `hearth serve` under [`supervise`]. It ends by switching the
+//! machine off or starting it again, and in no other way. No shell, no configuration beyond the card. Next: `serve`.
+//!
+//! | phase | what | where it fails |
+//! |---|---|---|
+//! | `mount_kernel_file_systems` | /dev, /proc, /sys, /run | said on the console, and on |
+//! | `load_modules` | drivers that the kernel has as files; the watchdog's first, armed at once | the same |
+//! | `open_card` | FAT, model, state | what is on it is missing |
+//! | [`supervise::run`] | serve, until somebody switches off | restart of serve, then of the machine |
+//! | `end` | unmount, power off or restart | the watchdog bites |
+
+pub mod card;
+pub mod console;
+pub mod judge;
+pub mod modules;
+pub mod state;
+pub mod supervise;
+pub mod table;
+pub mod watchdog;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, sync};
+
+use self::card::{CARD_TIMEOUT, Card, PartitionError};
+use self::console::Console;
+use self::modules::{LIST, listed};
+use self::supervise::{Ending, Serve};
+use self::table::{BOOT, MODEL, MOUNTS, Mount, PARTITIONS, Partition, SEAL, SETTINGS, Setting};
+use self::watchdog::Watchdog;
+use crate::config::{Config, Serial};
+
+/// The socket that apps on the board talk to.
+pub const SOCKET: &str = "/run/hearth/hearth.sock";
+/// Settings, on the FAT partition.
+pub const CONFIG: &str = "hearth.toml";
+/// Models inside the initramfs, for boards whose card the kernel cannot read.
+pub const OWN_MODELS: &str = "/lib/hearth/models";
+/// Where PID 1 itself fails, the machine starts again after this time; somebody may read why until then.
+pub const FAILURE_REST: Duration = Duration::from_secs(5);
+
+/// Whether the kernel started this process as the machine's init: PID 1, under a name that only the image gives it. A container's
+/// first process is PID 1 as well, but called `hearth`.
+pub fn is_wanted() -> bool {
+    let name = std::env::args_os().next().unwrap_or_default();
+    std::process::id() == 1 && Path::new(&name).file_name().is_some_and(|name| name == "init")
+}
+
+/// PID 1's life.
+pub fn run() -> ! {
+    let problems = mount_kernel_file_systems();
+    let mut console = Console::open();
+    problems.iter().for_each(|problem| console.say(problem));
+    console.stamp("PID 1");
+    let options = Options::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
+    // Ctrl-Alt-Del comes as SIGINT, and ends in order.
+    let _ = set_cad_enabled(false);
+    set(&SETTINGS, &mut console);
+    let mut watchdog = load_modules(&options, &mut console);
+    set(&SEAL, &mut console);
+    open_card(&mut console, watchdog.as_mut());
+    let ending = serve(&mut console, watchdog.as_mut());
+    end(ending, &mut console)
+}
+
+/// Words of the kernel's command line that are meant for hearth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Options {
+    /// `hearth.watchdog=off`: leave the hardware watchdog alone (QEMU's Raspberry Pi machines restart when it is opened).
+    watchdog: bool,
+}
+
+impl Options {
+    fn parse(cmdline: &str) -> Self {
+        Self { watchdog: !cmdline.split_whitespace().any(|word| word == "hearth.watchdog=off") }
+    }
+}
+
+/// Mounts [`MOUNTS`]; what went wrong, since there is no console yet.
+fn mount_kernel_file_systems() -> Vec<String> {
+    let mounted = |entry: &Mount| {
+        let Mount { source, target, kind, flags, options, reason } = *entry;
+        let failed = |why: String| format!("{target} is not mounted: {why} ({reason})");
+        fs::create_dir_all(target).map_err(|e| failed(e.to_string()))?;
+        mount(Some(source), target, Some(kind), flags, Some(options)).map_err(|e| failed(e.to_string()))
+    };
+    MOUNTS.iter().filter_map(|entry| mounted(entry).err()).collect()
+}
+
+fn set(settings: &[Setting], console: &mut Console) {
+    for Setting { path, value, reason } in settings {
+        if let Err(e) = fs::write(path, value) {
+            console.log(&format!("{path} is not {value}: {e} ({reason})"));
+        }
+    }
+}
+
+/// Loads what the image lists. The watchdog stands first in the list and is armed as soon as there is one.
+fn load_modules(options: &Options, console: &mut Console) -> Option<Watchdog> {
+    let mut armed = if options.watchdog { arm(console) } else { None };
+    let modules = listed(Path::new(LIST));
+    for module in &modules {
+        if let Err(error) = module.load() {
+            console.say(&error.to_string());
+        }
+        if armed.is_none() && options.watchdog {
+            armed = arm(console);
+        }
+    }
+    match (&armed, options.watchdog) {
+        (Some(_), _) => {}
+        (None, true) => console.say("there is no hardware watchdog: a hung kernel stays hung"),
+        (None, false) => console.say("the hardware watchdog is switched off on the kernel's command line"),
+    }
+    console.stamp(&format!("{} modules", modules.len()));
+    armed
+}
+
+fn arm(console: &mut Console) -> Option<Watchdog> {
+    match Watchdog::arm(Path::new(watchdog::DEVICE)) {
+        Ok(None) => None,
+        Ok(Some(armed)) => {
+            let timeout = watchdog::timeout_s().map_or("an unknown time".to_owned(), |s| format!("{s} s"));
+            console.stamp(&format!("watchdog armed, it bites after {timeout}"));
+            Some(armed)
+        }
+        Err(error) => {
+            console.say(&format!("{}: {error}", watchdog::DEVICE));
+            None
+        }
+    }
+}
+
+fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
+    let card = Card::wait(CARD_TIMEOUT, || {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(Instant::now());
+        }
+    });
+    match card {
+        None => console.say(&format!("no card showed itself within {} s", CARD_TIMEOUT.as_secs())),
+        Some(card) => {
+            if let Err(error) = card.read_ahead() {
+                console.log(&format!("reading ahead on {}: {error}", card.name()));
+            }
+            for partition in &PARTITIONS {
+                match card.mount(partition) {
+                    Ok(()) => {}
+                    Err(PartitionError::Mount { source, .. })
+                        if partition.is_ours && state::is_beyond_repair(source) =>
+                    {
+                        make_anew(&card, partition, console, watchdog.as_deref_mut());
+                    }
+                    Err(error) => console.say(&error.to_string()),
+                }
+            }
+            console.stamp(&format!("card {}", card.name()));
+        }
+    }
+    // Nothing is written to the file system in memory from here on; where the kernel does not do it, nothing depends on it.
+    let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
+}
+
+/// Replaces a file system that cannot be read by an empty one, and mounts that.
+fn make_anew(card: &Card, partition: &Partition, console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
+    let Partition { number, target, reason, .. } = partition;
+    console.say(&format!("partition {number} is beyond repair and made anew, empty ({reason})"));
+    let Some(device) = card.partition(*number) else { return };
+    let made = state::recreate(&device, Path::new(state::BLUEPRINT), || {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.feed(Instant::now());
+        }
+    });
+    match made {
+        Err(error) => console.say(&format!("partition {number} cannot be made anew: {error}; {target} is missing")),
+        Ok(()) => {
+            if let Err(error) = card.mount(partition) {
+                console.say(&error.to_string());
+            }
+        }
+    }
+}
+
+/// Starts serve and looks after it.
+fn serve(console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
+    let config = Config::read(&Path::new(BOOT).join(CONFIG)).unwrap_or_else(|error| {
+        console.say(&format!("{CONFIG} is left out: {error}"));
+        Config::default()
+    });
+    if let Err(error) = fs::create_dir_all(Path::new(SOCKET).parent().unwrap_or(Path::new("/run"))) {
+        console.say(&format!("the folder of {SOCKET}: {error}"));
+    }
+    let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
+    let serve = Serve { program, models: models(&config, console), arguments: arguments(&config, console.path()) };
+    if let Some(model) = serve.models.first() {
+        console.stamp(&format!("starting with {}", model.display()));
+    }
+    supervise::run(&serve, console, watchdog).unwrap_or_else(|error| {
+        console.say(&format!("PID 1 cannot go on: {error}"));
+        std::thread::sleep(FAILURE_REST);
+        Ending::Reboot
+    })
+}
+
+/// The models to try: the one that is configured, then those on the card, then those of the image.
+fn models(config: &Config, console: &mut Console) -> Vec<PathBuf> {
+    let folders = [Path::new(BOOT).join("models"), PathBuf::from(MODEL), PathBuf::from(OWN_MODELS)];
+    let mut models = card::models(&folders);
+    if let Some(configured) = config.model.as_ref().map(|path| Path::new(BOOT).join(path)) {
+        if configured.is_file() {
+            models.retain(|path| *path != configured);
+            models.insert(0, configured);
+        } else {
+            console.say(&format!("{CONFIG} names {}, which is not there", configured.display()));
+        }
+    }
+    models
+}
+
+/// What serve is told beside its model.
+fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["--socket".into(), SOCKET.into()];
+    let tty = match &config.serial {
+        Serial::Console => console,
+        Serial::Device(path) => Some(path.as_path()),
+        Serial::Off => None,
+    };
+    if let Some(path) = tty {
+        arguments.extend(["--tty".into(), path.into()]);
+    }
+    let values = [
+        ("--ctx", config.ctx.map(|n| n.to_string())),
+        ("--sequences", config.sequences.map(|n| n.to_string())),
+        ("--max-tokens", config.max_tokens.map(|n| n.to_string())),
+        ("--temperature", config.temperature.map(|t| t.to_string())),
+    ];
+    for (flag, value) in values {
+        arguments.extend(value.into_iter().flat_map(|value| [flag.into(), value.into()]));
+    }
+    arguments
+}
+
+/// Ends everything, writes out what is not written, and leaves.
+fn end(ending: Ending, console: &mut Console) -> ! {
+    // Everything but this process; nothing may hold a file on the card.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    sync();
+    for partition in PARTITIONS.iter().rev() {
+        // One that was never mounted cannot be unmounted.
+        let _ = umount2(partition.target, MntFlags::MNT_DETACH);
+    }
+    sync();
+    let (mode, what) = match ending {
+        Ending::PowerOff => (RebootMode::RB_POWER_OFF, "off"),
+        Ending::Reboot => (RebootMode::RB_AUTOBOOT, "restart"),
+    };
+    console.stamp(what);
+    console.drain();
+    match reboot(mode) {
+        Ok(never) => match never {},
+        Err(error) => {
+            console.say(&format!("the kernel refuses: {error}; the power can be cut now"));
+            // The watchdog, no longer fed, restarts the board; without one a person does.
+            loop {
+                std::thread::sleep(FAILURE_REST);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_become_arguments_of_serve() {
+        let words = |config: &Config| {
+            let words = arguments(config, Some(Path::new("/dev/ttyAMA0")));
+            words.into_iter().map(|word| word.into_string().unwrap_or_default()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(words(&Config::default()), "--socket /run/hearth/hearth.sock --tty /dev/ttyAMA0");
+        let config = Config {
+            ctx: Some(64),
+            sequences: Some(2),
+            max_tokens: Some(3),
+            temperature: Some(0.5),
+            serial: Serial::Off,
+            model: None,
+        };
+        assert_eq!(
+            words(&config),
+            "--socket /run/hearth/hearth.sock --ctx 64 --sequences 2 --max-tokens 3 --temperature 0.5"
+        );
+        let config = Config { serial: Serial::Device("/dev/ttyS1".into()), ..Config::default() };
+        assert!(words(&config).ends_with("--tty /dev/ttyS1"));
+    }
+
+    #[test]
+    fn this_test_is_not_the_machines_init() {
+        assert!(!is_wanted());
+    }
+
+    #[test]
+    fn the_watchdog_is_on_unless_the_kernels_command_line_says_off() {
+        assert!(Options::parse("quiet panic=5\n").watchdog);
+        assert!(!Options::parse("quiet hearth.watchdog=off panic=5\n").watchdog);
+        assert!(Options::parse("xhearth.watchdog=off").watchdog);
+    }
+}

@@ -1,0 +1,403 @@
+//! Looks after `hearth serve`: starts it as a child of its own, listens to its heartbeat and its log, kills it where it hangs, reaps
+//! it and every orphan, and feeds the hardware watchdog while there is reason to. One loop that waits in epoll and never for a
+//! child. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
+
+use super::console::{self, Console};
+use super::judge::{Action, End, Judge};
+use super::watchdog::Watchdog;
+use crate::sys::heartbeat::{Line, Message};
+use crate::sys::poll::{Interest, Poller, Ready};
+use crate::sys::signals::SignalLine;
+
+/// How often the loop looks at the clock when nothing happens.
+pub const TICK: Duration = Duration::from_millis(250);
+/// Where a wait of [`TICK`] takes this long, the machine as a whole did not run.
+pub const AWAY: Duration = Duration::from_secs(1);
+/// When the machine is to stop, running answers may end within this time.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+/// After a second SIGTERM serve has this long until it is killed.
+pub const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// Messages taken from serve in one round: whatever it sends, the loop goes on.
+pub const MESSAGES_PER_ROUND: usize = 64;
+/// Pieces of serve's log, of 4 KiB each, taken in one round.
+pub const LOG_READS_PER_ROUND: usize = 16;
+/// Longest line of serve's log, in bytes; a longer one is cut in two.
+pub const MAX_LOG_LINE_BYTES: usize = 4096;
+
+const TERMINATE: u64 = 0;
+const INTERRUPT: u64 = 1;
+const CHILD: u64 = 2;
+const LINE: u64 = 3;
+const LOG: u64 = 4;
+const CONSOLE: u64 = 5;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// The program: this one.
+    pub program: PathBuf,
+    /// Models to try, the first first.
+    pub models: Vec<PathBuf>,
+    /// Arguments behind `serve --supervised --model MODEL`.
+    pub arguments: Vec<OsString>,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Somebody switches the machine off.
+    PowerOff,
+    /// Somebody, or too many failures, start it again.
+    Reboot,
+}
+
+/// Runs until the machine is to stop.
+///
+/// # Errors
+/// The kernel refuses what the loop itself needs; nothing serve does is an error here.
+pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>) -> io::Result<Ending> {
+    let mut supervisor = Supervisor {
+        serve,
+        console,
+        watchdog,
+        poller: Poller::new()?,
+        terminate: SignalLine::install(SIGTERM)?,
+        interrupt: SignalLine::install(SIGINT)?,
+        ended: SignalLine::install(SIGCHLD)?,
+        judge: Judge::new(Instant::now()),
+        child: None,
+        model: 0,
+        last_end: None,
+        listening: false,
+        stopping: None,
+    };
+    supervisor.poller.add(&supervisor.terminate, TERMINATE, Interest::READ)?;
+    supervisor.poller.add(&supervisor.interrupt, INTERRUPT, Interest::READ)?;
+    supervisor.poller.add(&supervisor.ended, CHILD, Interest::READ)?;
+    supervisor.supervise()
+}
+
+struct Supervisor<'a> {
+    serve: &'a Serve,
+    console: &'a mut Console,
+    watchdog: Option<&'a mut Watchdog>,
+    poller: Poller,
+    terminate: SignalLine,
+    interrupt: SignalLine,
+    ended: SignalLine,
+    judge: Judge,
+    child: Option<Child>,
+    /// Which of the models is tried.
+    model: usize,
+    /// How serve ended last.
+    last_end: Option<String>,
+    /// The console's input is ours, and not serve's.
+    listening: bool,
+    stopping: Option<Stopping>,
+}
+
+/// `hearth serve` and what connects it with us.
+struct Child {
+    pid: Pid,
+    line: Line,
+    log: File,
+    /// A line of its log that has not ended yet.
+    unfinished: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+struct Stopping {
+    ending: Ending,
+    /// When serve is asked again, and when it is killed.
+    again: Option<Instant>,
+    kill: Instant,
+}
+
+impl Supervisor<'_> {
+    fn supervise(&mut self) -> io::Result<Ending> {
+        let mut ready = Vec::new();
+        let mut round_ended = Instant::now();
+        loop {
+            self.poller.wait(Some(TICK), &mut ready)?;
+            let now = Instant::now();
+            let away = now.duration_since(round_ended);
+            if away >= AWAY {
+                self.judge.forgive(away);
+            }
+            self.listen(&ready, now);
+            self.reap(now);
+            match self.stopping {
+                Some(stopping) if self.child.is_none() => return Ok(stopping.ending),
+                Some(stopping) => self.press(stopping, now),
+                None => self.act(now),
+            }
+            if let Some(watchdog) = &mut self.watchdog
+                && (self.stopping.is_some() || self.judge.is_healthy(now))
+            {
+                watchdog.feed(now);
+            }
+            round_ended = Instant::now();
+        }
+    }
+
+    /// Takes what came in.
+    fn listen(&mut self, ready: &[Ready], now: Instant) {
+        if self.terminate.take() {
+            self.stop(Ending::PowerOff, now);
+        }
+        if self.interrupt.take() {
+            self.stop(Ending::Reboot, now);
+        }
+        self.ended.take();
+        for _ in 0..MESSAGES_PER_ROUND {
+            let Some(message) = self.child.as_ref().and_then(|child| child.line.receive()) else { break };
+            match message {
+                Message::Ready => self.is_ready(now),
+                Message::Beat { operations, busy } => self.judge.beat(now, operations, busy),
+                Message::PowerOff => self.stop(Ending::PowerOff, now),
+                Message::Reboot => self.stop(Ending::Reboot, now),
+                Message::ReadySeen => {}
+            }
+        }
+        self.share_console();
+        if self.listening {
+            self.command(now);
+        }
+        self.read_log();
+        if ready.iter().any(|event| event.key == CONSOLE && event.hung_up) {
+            self.console.hang_up();
+            self.listening = false;
+        }
+        // What was closed at the other end would wake the loop for ever; the end itself comes with SIGCHLD.
+        if let Some(child) = &self.child {
+            for event in ready.iter().filter(|event| event.hung_up) {
+                let _ = match event.key {
+                    LINE => self.poller.remove(&child.line),
+                    LOG => self.poller.remove(&child.log),
+                    _ => Ok(()),
+                };
+            }
+        }
+    }
+
+    /// Listens on the console exactly while serve does not.
+    fn share_console(&mut self) {
+        let wanted = !self.judge.is_serving();
+        if wanted == self.listening {
+            return;
+        }
+        let Some(input) = self.console.input() else { return };
+        let changed = match wanted {
+            true => self.poller.add(input, CONSOLE, Interest::READ),
+            false => self.poller.remove(input),
+        };
+        match changed {
+            Ok(()) => self.listening = wanted,
+            Err(error) => self.console.log(&format!("listening on the console: {error}")),
+        }
+    }
+
+    /// Does what is typed on the console while no model answers there.
+    fn command(&mut self, now: Instant) {
+        match self.console.command() {
+            None => {}
+            Some(console::Command::PowerOff) => self.stop(Ending::PowerOff, now),
+            Some(console::Command::Reboot) => self.stop(Ending::Reboot, now),
+            Some(console::Command::Status) => {
+                let model =
+                    self.serve.models.get(self.model).map_or("no model".into(), |path| path.display().to_string());
+                let state = if self.child.is_some() { "serve is loading" } else { "serve is not running" };
+                let before = self.last_end.as_deref().unwrap_or("nothing ended yet");
+                self.console.say(&format!("{state}; {model}; {before}"));
+            }
+            Some(console::Command::Unknown) => {
+                self.console.say("no model answers yet; /status, /poweroff and /reboot are understood");
+            }
+        }
+    }
+
+    fn is_ready(&mut self, now: Instant) {
+        self.judge.ready(now);
+        // Before serve reads there, and before the console says so.
+        self.share_console();
+        self.console.stamp("serve is up");
+        self.console.say("ready");
+        if let Some(child) = &self.child {
+            // Serve goes on in any case after a moment.
+            let _ = child.line.send(Message::ReadySeen);
+        }
+    }
+
+    /// What the judge says.
+    fn act(&mut self, now: Instant) {
+        match self.judge.action(now) {
+            None => {}
+            Some(Action::Start) => self.start(now),
+            Some(Action::Kill(reason)) => {
+                self.judge.killed(now);
+                self.console.say(&format!("serve is killed: {reason}"));
+                self.signal(Signal::SIGKILL);
+            }
+            Some(Action::GiveUp) => {
+                self.console.say("serve ended too often without an answer: the machine starts again");
+                self.stop(Ending::Reboot, now);
+            }
+        }
+    }
+
+    fn start(&mut self, now: Instant) {
+        self.judge.started(now);
+        let started = match self.serve.models.get(self.model) {
+            Some(model) => spawn(self.serve, model),
+            None => Err(io::Error::other("there is no model: put a .gguf into models/ on the card's first partition")),
+        };
+        match started {
+            Ok(child) => {
+                let watched = self.poller.add(&child.line, LINE, Interest::READ);
+                if let Err(error) = watched.and_then(|()| self.poller.add(&child.log, LOG, Interest::READ)) {
+                    // Both are read in every round anyway.
+                    self.console.log(&format!("watching serve: {error}"));
+                }
+                self.child = Some(child);
+            }
+            Err(error) => {
+                self.judge.ended(now, End::Refused);
+                self.console.say(&format!("serve is not started: {error}"));
+            }
+        }
+    }
+
+    /// Takes the dead: serve, and whatever orphan was left to us.
+    fn reap(&mut self, now: Instant) {
+        loop {
+            let status = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => return,
+                Ok(status) => status,
+                Err(Errno::EINTR) => continue,
+                // There are no children.
+                Err(_) => return,
+            };
+            if status.pid().is_some() && status.pid() == self.child.as_ref().map(|child| child.pid) {
+                self.is_gone(status, now);
+            }
+        }
+    }
+
+    fn is_gone(&mut self, status: WaitStatus, now: Instant) {
+        let was_serving = self.judge.is_serving();
+        let end = match status {
+            WaitStatus::Exited(_, 1 | 2) if !was_serving => End::Refused,
+            _ => End::Failed,
+        };
+        let rest = self.judge.ended(now, end);
+        self.read_log();
+        self.child = None;
+        let how = match status {
+            WaitStatus::Exited(_, code) => format!("exit code {code}"),
+            WaitStatus::Signaled(_, signal, _) => signal.to_string(),
+            other => format!("{other:?}"),
+        };
+        self.last_end = Some(format!("the last one ended with {how}"));
+        if self.stopping.is_some() {
+            return self.console.log(&format!("serve ended: {how}"));
+        }
+        if end == End::Refused {
+            self.model += 1;
+            if self.serve.models.get(self.model).is_some() {
+                self.console.say(&format!("serve ended: {how}; the next model is tried"));
+                return self.judge.try_now(now);
+            }
+            self.model = 0;
+        }
+        self.console.say(&format!("serve ended: {how}; it is started again in {:.2} s", rest.as_secs_f64()));
+    }
+
+    /// Passes serve's log on, line by line: to the kernel's log, and to the console what is no mere information as long as nobody
+    /// answers there.
+    fn read_log(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        let mut bytes = [0; 4096];
+        for _ in 0..LOG_READS_PER_ROUND {
+            let Ok(n @ 1..) = child.log.read(&mut bytes) else { break };
+            child.unfinished.extend_from_slice(bytes.get(..n).unwrap_or_default());
+            loop {
+                let end = child.unfinished.iter().position(|&byte| byte == b'\n');
+                let Some(end) =
+                    end.or((child.unfinished.len() >= MAX_LOG_LINE_BYTES).then_some(MAX_LOG_LINE_BYTES - 1))
+                else {
+                    break;
+                };
+                let line: Vec<u8> = child.unfinished.drain(..=end).collect();
+                let line = String::from_utf8_lossy(&line);
+                let line = line.trim_end().trim_start_matches("hearth: ");
+                if line.starts_with("[INFO]") || line.starts_with("[DEBUG]") || self.judge.is_serving() {
+                    self.console.log(line);
+                } else {
+                    self.console.say(line);
+                }
+            }
+        }
+    }
+
+    /// Begins to stop; what was asked first stands.
+    fn stop(&mut self, ending: Ending, now: Instant) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let again = now + DRAIN_LIMIT;
+        self.stopping = Some(Stopping { ending, again: Some(again), kill: again + STOP_LIMIT });
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Asks serve again, then kills it, then goes on without it.
+    fn press(&mut self, stopping: Stopping, now: Instant) {
+        if stopping.again.is_some_and(|again| now >= again) {
+            self.stopping = Some(Stopping { again: None, ..stopping });
+            self.signal(Signal::SIGTERM);
+        }
+        if now >= stopping.kill + STOP_LIMIT {
+            self.child = None;
+        } else if now >= stopping.kill {
+            self.signal(Signal::SIGKILL);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            // It is not reaped yet, so the number is still its own.
+            let _ = kill(child.pid, signal);
+        }
+    }
+}
+
+fn spawn(serve: &Serve, model: &Path) -> io::Result<Child> {
+    let (line, childs_end) = Line::pair()?;
+    let (log, childs_log) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let child = Command::new(&serve.program)
+        .args(["serve", "--supervised", "--model"])
+        .arg(model)
+        .args(&serve.arguments)
+        .env_clear()
+        .stdin(Stdio::from(childs_end))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(childs_log))
+        .spawn()?;
+    // Children are reaped all together, by number.
+    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
+    Ok(Child { pid, line, log: File::from(log), unfinished: Vec::new() })
+}

@@ -1,0 +1,136 @@
+//! PID 1's supervision with real processes: `hearth serve` under it at a pseudo-terminal, stopped, killed and lost, and answering
+//! again. Alone in its file: the supervisor takes over the signals of the whole process and reaps all of its children.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/models.rs"]
+mod models;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use hearth::init::console::Console;
+use hearth::init::supervise::{Ending, Serve, run};
+use hearth::init::watchdog::Watchdog;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, ttyname};
+
+/// From a failure until requests are taken again.
+const AGAIN_WITHIN: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Terminal {
+    master: File,
+    seen: String,
+}
+
+impl Terminal {
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// What came up to `end` and with it.
+    fn until(&mut self, end: &str) -> String {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.seen.find(end) {
+                let rest = self.seen.split_off(at + end.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            assert!(Instant::now() < patience, "waited in vain for {end:?} behind {:?}", self.seen);
+            let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::from(100u16)).unwrap() > 0 {
+                let mut bytes = [0; 4096];
+                let count = self.master.read(&mut bytes).unwrap();
+                self.seen.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            }
+        }
+    }
+
+    fn answers(&mut self) {
+        self.type_in("/max 4\r");
+        self.until("> ");
+        self.type_in("Name three colours.\r");
+        assert!(self.until("\n> ").contains("1. Red:"));
+    }
+}
+
+/// The process of `hearth serve`: our only child.
+fn serve_pid() -> Pid {
+    let own = format!(" {} ", std::process::id());
+    let child = |entry: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // PID (NAME) STATE PPID …
+        let behind_name = stat.rsplit_once(") ")?.1;
+        behind_name[1..].starts_with(&own).then(|| stat.split(' ').next().unwrap().parse().unwrap())
+    };
+    let found: Vec<i32> = std::fs::read_dir("/proc").unwrap().flatten().filter_map(child).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    Pid::from_raw(found[0])
+}
+
+#[test]
+fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let no_model = folder.path().join("a.gguf");
+    std::fs::write(&no_model, "GGUF").unwrap();
+    let model = models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf");
+    let dog = folder.path().join("watchdog");
+    std::fs::write(&dog, "").unwrap();
+
+    let pty = openpty(None, None).unwrap();
+    let console = ttyname(&pty.slave).unwrap();
+    let mut terminal = Terminal { master: File::from(pty.master), seen: String::new() };
+    let text = |text: &str| std::ffi::OsString::from(text);
+    let serve = Serve {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_hearth")),
+        models: vec![no_model.clone(), model],
+        arguments: vec![
+            text("--socket"),
+            folder.path().join("hearth.sock").into(),
+            text("--tty"),
+            console.clone().into(),
+            text("--ctx"),
+            text("256"),
+            text("--sequences"),
+            text("1"),
+        ],
+    };
+    let supervisor = std::thread::spawn({
+        let dog = dog.clone();
+        move || {
+            let mut watchdog = Watchdog::arm(&dog).unwrap().unwrap();
+            let mut console = Console::at(&console).unwrap();
+            run(&serve, &mut console, Some(&mut watchdog)).unwrap()
+        }
+    });
+
+    let start = terminal.until("hearth: ready\r\n");
+    assert!(start.contains(no_model.to_str().unwrap()) && start.contains("the next model is tried"), "{start}");
+    terminal.until("> ");
+    terminal.answers();
+
+    for (signal, told) in [
+        (Signal::SIGSTOP, "serve is killed: no sign of life for 3 s"),
+        (Signal::SIGKILL, "serve ended: SIGKILL"),
+        (Signal::SIGBUS, "serve ended: exit code 74"),
+    ] {
+        let hurt = Instant::now();
+        kill(serve_pid(), signal).unwrap();
+        let story = terminal.until("hearth: ready\r\n");
+        assert!(hurt.elapsed() < AGAIN_WITHIN, "{signal}: {:?}", hurt.elapsed());
+        assert!(story.contains(told), "{signal}: {story}");
+        terminal.until("> ");
+        terminal.answers();
+    }
+
+    let fed = std::fs::read(&dog).unwrap();
+    assert!(fed.len() > 3 && fed.iter().all(|&byte| byte == 0), "fed, and never told to stop");
+    terminal.type_in("/poweroff\r");
+    terminal.until("switching off\r\n");
+    assert_eq!(supervisor.join().unwrap(), Ending::PowerOff);
+}
