@@ -137,6 +137,10 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn xor(self, a: V, b: V) -> V {
+        with!(self, V(_mm256_xor_ps(a.0, b.0), _mm256_xor_ps(a.1, b.1)))
+    }
+    #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
         with!(self, V(_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)))
     }

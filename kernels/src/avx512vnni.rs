@@ -120,6 +120,10 @@ impl Simd for Avx512 {
         with!(self, _mm512_abs_ps(a))
     }
     #[inline(always)]
+    fn xor(self, a: __m512, b: __m512) -> __m512 {
+        with!(self, _mm512_xor_ps(a, b))
+    }
+    #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         with!(self, _mm512_fmadd_ps(a, b, c))
     }

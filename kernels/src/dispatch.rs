@@ -7,6 +7,7 @@ use crate::attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEAD
 use crate::format::{BLOCK, ROW_GROUP, RowKind};
 use crate::kquant::SUPER_BLOCK;
 use crate::matrix::Matrix;
+use crate::read::ReadPlan;
 use crate::simd::LANES;
 
 /// One set's functions. Each may be called only where the CPU has the set's features, with shapes as the method of the same
@@ -23,6 +24,7 @@ pub(crate) struct Set {
     pub(crate) exp: unsafe fn(&mut [f32]),
     pub(crate) prefetch: unsafe fn(&[u8]),
     pub(crate) kv_store: unsafe fn(&mut [u16], usize, &[f32], &[f32]),
+    pub(crate) read: unsafe fn(ReadPlan, &[u8]) -> u32,
     pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
 }
 
@@ -79,12 +81,16 @@ macro_rules! simd_set {
                 attention::kv_store($token, block, position_in_block, k, v);
             }
             $(#[$feature])*
+            fn read(plan: $crate::read::ReadPlan, bytes: &[u8]) -> u32 {
+                $crate::read::read($token, plan, bytes)
+            }
+            $(#[$feature])*
             fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
                 attention::attend($token, a, out, scratch);
             }
             $crate::dispatch::Set {
                 name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, kv_store,
-                attention,
+                read, attention,
             }
         };
     };
@@ -262,6 +268,12 @@ impl Kernels {
         assert!(position_in_block < KV_BLOCK, "kv_store: position {position_in_block} in a block of {KV_BLOCK}");
         // SAFETY: `self` proves the features; the lengths fit.
         unsafe { (self.0.kv_store)(block, position_in_block, k, v) }
+    }
+
+    /// Reads every byte, as `plan` says; gives the exclusive or of its little-endian words of four bytes.
+    pub fn read(self, plan: ReadPlan, bytes: &[u8]) -> u32 {
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.read)(plan, bytes) }
     }
 
     /// Attention of one GQA group's query heads of consecutive tokens; `out` is `[rows][heads][head_dim]`. A row's values are the

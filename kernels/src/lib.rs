@@ -40,7 +40,7 @@
 //! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`], [`QBlockK`]) and [`Buffer`] · `simd` (the sixteen lanes) ·
 //! `ops` and `attention` (written once over those lanes) · `scalar` (the integer products as specified) · `avx2`, `avx512vnni`
 //! (the products, fast, with `kproduct` for the K formats), `neon`, `dotprod` (likewise, `neon/rows.rs` and `neon/krows.rs` for
-//! both) · `dispatch` (the table and the checks).
+//! both) · `dispatch` (the table and the checks) · `read` (what the benches measure products by).
 
 mod activation;
 mod attention;
@@ -62,6 +62,7 @@ mod matrix;
 mod neon;
 mod ops;
 mod pack;
+mod read;
 mod scalar;
 mod simd;
 
@@ -77,3 +78,4 @@ pub use kquant::SUPER_BLOCK;
 pub use math::{EXP_MAX, EXP_MIN, exp};
 pub use matrix::{Matrix, ShapeError};
 pub use pack::{PackError, pack_row_group};
+pub use read::ReadPlan;

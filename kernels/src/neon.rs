@@ -150,6 +150,11 @@ impl Simd for Neon {
         std::array::from_fn(|i| neon!(vabsq_f32(a[i])))
     }
     #[inline(always)]
+    fn xor(self, a: V, b: V) -> V {
+        let bits = |x| neon!(vreinterpretq_u32_f32(x));
+        std::array::from_fn(|i| neon!(vreinterpretq_f32_u32(veorq_u32(bits(a[i]), bits(b[i])))))
+    }
+    #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
         std::array::from_fn(|i| neon!(vfmaq_f32(c[i], a[i], b[i])))
     }

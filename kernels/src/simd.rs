@@ -31,6 +31,8 @@ pub(crate) trait Simd: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     fn abs(self, a: Self::V) -> Self::V;
+    /// The exclusive or of the bits.
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a < b ? yes : no`.
@@ -153,6 +155,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn abs(self, a: Self::V) -> Self::V {
         a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| f32::from_bits(a[i].to_bits() ^ b[i].to_bits()))
     }
     #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {

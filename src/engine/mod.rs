@@ -167,9 +167,9 @@ impl<'m> Engine<'m> {
         self.scratch.touch();
     }
 
-    /// The threads, when the engine is no longer needed.
-    pub fn into_workers(self) -> Workers {
-        self.workers
+    /// The threads, for something else between two steps.
+    pub fn workers(&mut self) -> &mut Workers {
+        &mut self.workers
     }
 
     /// Takes a job.

@@ -12,7 +12,7 @@ use crate::sys::map::touch;
 /// Up to this many rows, each worker prepares all of an operation's inputs itself; beyond, rows are shared out first.
 pub(super) const REDUNDANT_ROWS: usize = 4;
 /// Row groups a chunk that a worker's buffer holds with the most rows: what kernels set up once a call pays over as many.
-pub(super) const MOST_GROUPS: usize = 8;
+pub(super) const MOST_GROUPS: usize = 4;
 
 /// Query heads of one kv head, those of several rows together, that share a pass over keys and values: what the widest kernels
 /// hold sums of in registers.

@@ -30,11 +30,6 @@ impl<'m> Scorer<'m> {
         Self { session, cache, scratch, row, reference }
     }
 
-    /// The session.
-    pub fn session(&self) -> &Session<'m> {
-        &self.session
-    }
-
     /// Runs a window from position 0; calls `each(position, logits)` for every position from `first` on.
     ///
     /// # Errors
