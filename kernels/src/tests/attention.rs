@@ -171,7 +171,7 @@ fn every_set_stores_the_same_f16() {
     let mut rng = Rng::new(29);
     for head_dim in [16, 80] {
         let mut row = || -> Vec<f32> {
-            let odd = [0.0, -0.0, 65504.0, 65519.9, 65520.0, -1e9, f32::INFINITY, 6e-8, -2.9e-8, 1.00048828125, 1e-40];
+            let odd = [0.0, -0.0, 65504.0, 65519.9, 65520.0, -1e9, f32::INFINITY, 6e-8, -2.9e-8, 1.000_488_3, 1e-40];
             let mut row: Vec<f32> = (0..head_dim).map(|_| 1e5 * rng.unit() * rng.unit()).collect();
             row[..odd.len()].copy_from_slice(&odd);
             row
