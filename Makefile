@@ -39,11 +39,11 @@ qemu:  ## boot the card that `make image` made in QEMU, its console in this term
 	@[ -f $(CARD) ] || $(MAKE) --no-print-directory image BOARD=$(BOARD)
 	@image/qemu $(BOARD) $(CARD)
 
-bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [RECORD=FILE.md] [PLOT=FILE.svg]
+bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [DEPTH=N] [RECORD=FILE.md] [PLOT=FILE.svg]
 	@$(MAKE) --no-print-directory build
 	@tests/bench --hearth $(HEARTH) $(if $(MODEL),--model $(MODEL)) $(LLAMA_BENCH:%=--llama-bench %) \
 	    $(BATCHED_BENCH:%=--batched-bench %) $(if $(PLOT),--plot $(PLOT)) \
-	    $(if $(THREADS),--threads $(THREADS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(RECORD),--record $(RECORD))
+	    $(if $(THREADS),--threads $(THREADS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(DEPTH),--depth $(DEPTH)) $(if $(RECORD),--record $(RECORD))
 
 bench-arm: cross  ## count instructions a token on emulated Arm cores: make bench-arm [RECORD=1]
 	@tests/bench-arm $(if $(RECORD),--record)

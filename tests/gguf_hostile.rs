@@ -52,9 +52,9 @@ fn use_file(bytes: &[u8]) -> Result<(), String> {
     vocab.decode(&ids, true);
     assert!(ids.iter().all(|id| id.index() < vocab.len()));
     for id in [0, 1, vocab.len() as u32, u32::MAX] {
-        let _ = (vocab.token_bytes(TokenId(id), true), vocab.is_eog(TokenId(id)), vocab.text_of(TokenId(id)));
+        let _ = (vocab.token_bytes(TokenId(id), true), vocab.is_control(TokenId(id)), vocab.text_of(TokenId(id)));
     }
-    if let Some(template) = raw.chat_template {
+    if let Some(template) = gguf.str("tokenizer.chat_template").map_err(|e| e.to_string())? {
         let template = ChatTemplate::compile(template, "", "").map_err(|e| e.to_string())?;
         let messages = serde_json::json!([{ "role": "user", "content": "Hi" }]);
         template.render(&ChatInput::new(&messages)).map_err(|e| e.to_string())?;

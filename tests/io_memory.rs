@@ -95,7 +95,8 @@ fn one_request(case: &str) {
     let gguf = Gguf::parse(mapping.bytes()).unwrap();
     let raw = raw_vocab(&gguf).unwrap();
     let vocab = Vocab::new(&raw).unwrap();
-    let template = ChatTemplate::compile(raw.chat_template.unwrap(), "<|im_start|>", "<|im_end|>").unwrap();
+    let own = gguf.str("tokenizer.chat_template").unwrap().unwrap();
+    let template = ChatTemplate::compile(own, "<|im_start|>", "<|im_end|>").unwrap();
     let text = ModelText { vocab: &vocab, template: Some(&template), context_tokens: CTX };
     let serve = |path: &str, body: &str| {
         let mut parser = Parser::default();

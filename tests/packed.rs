@@ -459,3 +459,55 @@ fn a_cut_at_any_moment_leaves_the_old_file() {
     }
     assert!(cut >= 3, "{cut} of 5 came in time");
 }
+
+#[test]
+fn a_full_file_system_is_told_with_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("tiny.gguf");
+    std::fs::write(&source, tiny::model(SHAPE, "Q4_1", 7)).unwrap();
+    // Nobody has to be root to find a file system without a free byte: /proc is one.
+    let (code, message) = refusal(&["pack", source.to_str().unwrap(), "/proc/tiny.hearth"]);
+    let needed = message.strip_prefix("hearth: /proc/tiny.hearth: ").and_then(|rest| rest.split_once(' ')).unwrap();
+    assert!(code == 1 && needed.1.trim_end() == "bytes are needed, 0 are available", "{code}: {message}");
+    assert!(needed.0.parse::<u64>().unwrap() > 10_000, "{message}");
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_by_the_next_and_nothing_else_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let target = path("model.hearth");
+    let source = models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf");
+    let mut left = None;
+    // It may be faster than this test now and then, not every time.
+    for _ in 0..5 {
+        let mut pack = Command::new(HEARTH);
+        let mut child = pack.args(["pack", "--force"]).args([&source, &target]).stderr(Stdio::null()).spawn().unwrap();
+        let unfinished = path(&format!("model.hearth.tmp-{}", child.id()));
+        while !unfinished.exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if unfinished.exists() {
+            left = Some(unfinished);
+            break;
+        }
+    }
+    let left = left.expect("a run that was killed while it wrote");
+    let _ = std::fs::remove_file(&target);
+    // Under way still: its owner holds a lock. The others are not names of unfinished files of this target.
+    let living = std::fs::File::create(path("model.hearth.tmp-1")).unwrap();
+    living.lock().unwrap();
+    let others = ["model.hearth.tmp-", "model.hearth.tmp-x1", "other.hearth.tmp-2", "model.hearth.tmp-3.bak"].map(path);
+    for other in &others {
+        std::fs::write(other, "kept").unwrap();
+    }
+    let output = hearth(&["pack", source.to_str().unwrap(), target.to_str().unwrap()], "");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(!left.exists() && said.contains(&format!("{}: removed", left.display())), "{said}");
+    assert!(path("model.hearth.tmp-1").exists(), "{said}");
+    assert!(others.iter().all(|other| other.exists()), "{said}");
+    assert_eq!(folder.path().read_dir().unwrap().count(), 1 + 1 + others.len(), "{said}");
+}

@@ -114,13 +114,41 @@ fn planned_memory_covers_the_bench_and_its_figures_are_there() {
         "2",
         "--threads",
         "2",
+        "--reads",
+        "1",
         "--json",
     ]);
     assert!(bench["anon_bytes"].as_u64().unwrap() <= bench["planned_bytes"].as_u64().unwrap(), "{bench}");
-    for key in ["prefill_tok_s", "decode_tok_s", "decode_gb_s", "first_token_ms", "peak_rss_bytes"] {
+    for key in [
+        "prefill_tok_s",
+        "decode_tok_s",
+        "decode_gb_s",
+        "read_gb_s",
+        "decode_share",
+        "first_token_ms",
+        "peak_rss_bytes",
+    ] {
         assert!(bench[key].as_f64().unwrap() > 0.0, "{key}: {bench}");
     }
     assert_eq!(bench["logits_hash"].as_str().unwrap().len(), 16);
+    assert!(bench["depth_decode_tok_s"].is_null(), "{bench}");
+}
+
+#[test]
+fn decode_at_a_depth_reads_its_keys_and_values_too() {
+    let model = model();
+    let common = ["bench", "--model", &model, "--prompt", "1", "--gen", "4", "--depth", "300", "--json"];
+    let bench = json(&[&common[..], &["--reads", "0"]].concat());
+    let figure = |key: &str| bench[key].as_f64().unwrap();
+    let bytes_a_token = |gb_s: &str, tok_s: &str| figure(gb_s) * 1e9 / figure(tok_s);
+    let empty = bytes_a_token("decode_gb_s", "decode_tok_s");
+    let deep = bytes_a_token("depth_decode_gb_s", "depth_decode_tok_s");
+    // 30 layers, keys and values of 3 heads of 64, two bytes each.
+    let wanted = 300.0 * 30.0 * 2.0 * 3.0 * 64.0 * 2.0;
+    assert!((deep - empty - wanted).abs() < 0.001 * wanted, "{bench}");
+    assert!(bench["read_gb_s"].is_null(), "{bench}");
+    let (code, said) = refusal(&[&common[..], &["--batch", "2"]].concat());
+    assert!(code == 2 && said.contains("--batch is 2, must be from 1 to 1"), "{code}: {said}");
 }
 
 #[test]

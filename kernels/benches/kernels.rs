@@ -1,14 +1,14 @@
-//! Speed of every kernel set on the shapes of SmolLM2-135M, beside what the machine gives in the same run: bandwidth of plain
-//! reads and, per set, its multiplication instruction alone. One thread; sets take turns within a measurement, the best of
-//! many counts. Arguments (any order): names of formats or sets to keep to, `attention`, `matmul`.
+//! Speed of every kernel set on the shapes of SmolLM2-135M, beside what the machine gives in the same run: bandwidth of
+//! reads (the best way of `ReadPlan`) and, per set, its multiplication instruction alone. One thread; sets take turns within a measurement, the best of
+//! many counts. Arguments (any order): names of formats or sets to keep to, `attention`, `matmul`, `gemm`.
 #![allow(missing_docs)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use hearth_kernels::{
-    AttentionArgs, AttentionScratch, Format, Kernels, Matrix, QBlock, QBlockK, RowKind, Rows, blocks_per_row,
-    k_blocks_per_row, kv_block_len, packed_bytes, padded_cols,
+    AttentionArgs, AttentionScratch, Buffer, Format, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, ReadPlan, RowKind,
+    Rows, blocks_per_row, k_blocks_per_row, kv_block_len, pack_row_group, packed_bytes, padded_cols,
 };
 
 /// Output × input features.
@@ -34,7 +34,7 @@ fn main() {
         .filter(|set| set.name() != "scalar" || words.iter().any(|word| word == "scalar"))
         .collect();
     let machine = Machine::measure(&sets);
-    if asked(&["matmul", "attention"], "matmul") {
+    if asked(&["matmul", "attention", "gemm"], "matmul") {
         println!(
             "\nGMAC/s; one row also GB/s and % of the lower of peak and reads (hot 1 MiB, cold 768 MiB); several: % of peak"
         );
@@ -49,7 +49,15 @@ fn main() {
             }
         }
     }
-    if asked(&["matmul", "attention"], "attention") {
+    if asked(&["matmul", "attention", "gemm"], "gemm") {
+        println!("\nF32 products beside the gemm crate, GMAC/s, and how many of its sums have the same bits");
+        for (rows, cols) in [(576, 512), (576, 576), (576, 1536)] {
+            for n in [1, FEW, PREFILL] {
+                beside_gemm(&sets, rows, cols, n);
+            }
+        }
+    }
+    if asked(&["matmul", "attention", "gemm"], "attention") {
         println!("\nattention, 30 layers, 9 heads on 3 of 64, ms a token and GB/s of keys and values");
         for positions in [512, 4096] {
             attention(&sets, positions, true);
@@ -61,7 +69,7 @@ fn main() {
 /// What the machine gives, and one large allocation, filled with weights that have ordinary scales.
 struct Machine {
     memory: Vec<u8>,
-    /// Bytes a second of plain reads.
+    /// Bytes a second of reads alone.
     cache_bandwidth: f64,
     memory_bandwidth: f64,
     /// Multiplications a second of each set's instruction alone: int8, f32.
@@ -75,10 +83,17 @@ impl Machine {
         println!("cpu: {}", name.unwrap_or(std::env::consts::ARCH));
         // f16 0x2c66 is 0.07, also as two bytes of f32 or bf16 an ordinary number; as nibbles it is as good as any.
         let memory = [0x66, 0x2c].repeat((COLD_BYTES + 64) / 2);
-        let bandwidth = |bytes: usize| bytes as f64 / best(&[()], 1, |()| read(&memory[..bytes]))[0];
+        let plans: Vec<ReadPlan> = ReadPlan::all().collect();
+        let bandwidth = |bytes: usize| {
+            let times = best(&plans, 1, |plan| {
+                black_box(Kernels::detect().read(plan, &memory[..bytes]));
+            });
+            bytes as f64 / times.into_iter().fold(f64::MAX, f64::min)
+        };
         let (cache_bandwidth, memory_bandwidth) = (bandwidth(HOT_BYTES), bandwidth(COLD_BYTES));
         println!(
-            "plain reads: {:.1} GB/s of 1 MiB, {:.1} GB/s of 768 MiB",
+            "reads, the best of {} ways: {:.1} GB/s of 1 MiB, {:.1} GB/s of 768 MiB",
+            plans.len(),
             cache_bandwidth / 1e9,
             memory_bandwidth / 1e9
         );
@@ -114,7 +129,7 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
         RowKind::Quantized => Rows::Quantized(&q[..n * blocks_per_row(cols)]),
         RowKind::QuantizedK => Rows::QuantizedK(&k[..n * k_blocks_per_row(cols)]),
     };
-    let mut out = vec![0.0; rows * PREFILL];
+    let mut out = Buffer::new(rows * PREFILL);
     let mut run = |set: Kernels, w: &Matrix<'_>, n: usize| {
         set.matmul(w, 0..w.row_groups(), input(n), n, &mut out[..rows * n]);
         black_box(&mut out);
@@ -149,13 +164,78 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
     }
 }
 
+/// `n` rows times an F32 matrix, by every set and by the gemm crate, whose sums begin anew at a depth that it takes from the caches.
+fn beside_gemm(sets: &[Kernels], rows: usize, cols: usize, n: usize) {
+    let value = |i: usize| (i * 37 % 101) as f32 / 73.0 - 0.7;
+    let x: Vec<f32> = (0..cols * n).map(value).collect();
+    let weights: Vec<f32> = (0..cols * rows).map(|i| value(i + 5)).collect();
+    let row_groups = rows.div_ceil(ROW_GROUP);
+    let group_bytes = packed_bytes(Format::F32, ROW_GROUP, cols).expect("a small shape");
+    let mut memory = vec![0u8; row_groups * group_bytes + 64];
+    let offset = memory.as_ptr().addr().wrapping_neg() % 64;
+    let tiles = &mut memory[offset..][..row_groups * group_bytes];
+    for (rows, out) in weights.chunks(cols * ROW_GROUP).zip(tiles.chunks_mut(group_bytes)) {
+        let bytes: Vec<u8> = rows.iter().flat_map(|value| value.to_le_bytes()).collect();
+        pack_row_group(Format::F32, &bytes, rows.len() / cols, cols, out).expect("finite weights");
+    }
+    let matrix = Matrix::new(Format::F32, rows, cols, tiles).expect("aligned tiles");
+    let padded: Vec<f32> = x
+        .chunks(cols)
+        .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0.0, padded_cols(cols) - cols)))
+        .collect();
+    let (mut ours, mut theirs) = (vec![0.0f32; rows * n], vec![0.0f32; rows * n]);
+    let times = best(sets, 1, |set| {
+        set.matmul(&matrix, 0..row_groups, Rows::Dense(&padded), n, &mut ours);
+        black_box(&mut ours);
+    });
+    let stride = isize::try_from(cols).expect("a small shape");
+    let time = best(&[()], 1, |()| {
+        // SAFETY: the strides describe `theirs` as [n][rows], `x` as [n][cols] and `weights` transposed, [rows][cols], which is how
+        // long they are; none overlaps another.
+        unsafe {
+            gemm::gemm(
+                n,
+                rows,
+                cols,
+                theirs.as_mut_ptr(),
+                1,
+                isize::try_from(rows).expect("a small shape"),
+                false,
+                x.as_ptr(),
+                1,
+                stride,
+                weights.as_ptr(),
+                stride,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+        black_box(&mut theirs);
+    })[0];
+    let same = (0..rows * n).filter(|i| {
+        let (row, t) = (i % rows, i / rows);
+        ours[(row / ROW_GROUP * n + t) * ROW_GROUP + row % ROW_GROUP].to_bits() == theirs[*i].to_bits()
+    });
+    let rate = |time: f64| (n * rows * cols) as f64 / time / 1e9;
+    let speeds: Vec<String> =
+        sets.iter().zip(times).map(|(set, time)| format!("{} {:.1}", set.name(), rate(time))).collect();
+    let percent = 100.0 * same.count() as f64 / (rows * n) as f64;
+    println!("{n:3} rows x {rows}x{cols}: {}, gemm {:.1}; {percent:.0} % the same", speeds.join(", "), rate(time));
+}
+
 /// One decoded token of SmolLM2-135M: 9 query heads on 3 KV heads of 64, 30 layers; hot where all layers are the first.
 fn attention(sets: &[Kernels], positions: usize, hot: bool) {
     let (layers, kv_heads, heads, head_dim) = (30, 3, 3, 64);
     let blocks = positions / 64;
     let plane_len = blocks * kv_block_len(head_dim);
     // f16 0x2c66 is 0.07.
-    let cache = vec![0x2c66u16; if hot { kv_heads } else { layers * kv_heads } * plane_len];
+    let mut cache = Buffer::new(if hot { kv_heads } else { layers * kv_heads } * plane_len);
+    cache.fill(0x2c66u16);
     let table: Vec<u32> = (0..blocks as u32).collect();
     let q = vec![0.5; heads * head_dim];
     let mut out = vec![0.0; heads * head_dim];
@@ -192,48 +272,6 @@ fn best<S: Copy>(subjects: &[S], batch: u32, mut f: impl FnMut(S)) -> Vec<f64> {
         rounds += 1;
     }
     best
-}
-
-/// Reads everything, as wide as the CPU can and fetching ahead as the kernels do.
-fn read(bytes: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        // SAFETY: the feature was just detected.
-        return unsafe { read_avx512(bytes) };
-    } else if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: as above.
-        return unsafe { read_avx2(bytes) };
-    }
-    read_words(bytes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn read_avx512(bytes: &[u8]) {
-    read_words(bytes);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn read_avx2(bytes: &[u8]) {
-    read_words(bytes);
-}
-
-#[inline(always)]
-fn read_words(bytes: &[u8]) {
-    let mut sum = [0u64; 64];
-    for bytes in bytes.as_chunks::<512>().0 {
-        for (sum, word) in sum.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            *sum ^= u64::from_le_bytes(*word);
-        }
-        #[cfg(target_arch = "x86_64")]
-        for line in (0..512).step_by(64) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: every x86-64 CPU has the instruction, which accesses nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(4096 + line).cast()) };
-        }
-    }
-    black_box(sum);
 }
 
 /// A set's multiplication instruction alone, in as many independent chains as hide its latency.

@@ -1,11 +1,6 @@
 //! Keys and values in blocks, and attention of one GQA group over them. `kv_store` fills the blocks, `dispatch` checks an
 //! [`AttentionArgs`], each set instantiates [`attend`].
 
-use std::ops::Range;
-
-#[cfg(not(target_arch = "aarch64"))]
-use half::f16;
-
 use crate::simd::{LANES, Simd, exp};
 
 /// Positions in a KV block.
@@ -27,40 +22,23 @@ pub const fn kv_block_len(head_dim: usize) -> usize {
     2 * KV_BLOCK * head_dim
 }
 
-/// Writes one position's key and value into a block, rounding to f16 (to nearest even; too large becomes infinite).
-///
-/// # Panics
-/// If `block` is not `kv_block_len(head_dim)` long, `k` or `v` not `head_dim`, that no multiple of 4, or the position not below
-/// [`KV_BLOCK`].
-pub fn kv_store(block: &mut [u16], position_in_block: usize, head_dim: usize, k: &[f32], v: &[f32]) {
-    assert_eq!(block.len(), kv_block_len(head_dim), "kv_store: block length");
-    assert!(position_in_block < KV_BLOCK, "kv_store: position {position_in_block} in a block of {KV_BLOCK}");
-    assert!(k.len() == head_dim && v.len() == head_dim, "kv_store: head size");
-    let (keys, values) = block.split_at_mut(KV_BLOCK * head_dim);
-    let tile = &mut keys[position_in_block / LANES * LANES * head_dim..][..LANES * head_dim];
-    let (k, k_rest) = k.as_chunks::<4>();
-    let (v, v_rest) = v.as_chunks::<4>();
-    assert!(k_rest.is_empty() && v_rest.is_empty(), "kv_store: head size {head_dim}");
-    let columns = tile.as_chunks_mut::<LANES>().0.as_chunks_mut::<4>().0;
-    for (columns, k) in columns.iter_mut().zip(k) {
-        for (column, k) in columns.iter_mut().zip(four_f16_bits(k)) {
-            column[position_in_block % LANES] = k;
+/// `Kernels::kv_store`: `block` is one KV block, `k` and `v` are heads of whole vectors.
+#[inline(always)]
+pub(crate) fn kv_store<S: Simd>(s: S, block: &mut [u16], position_in_block: usize, k: &[f32], v: &[f32]) {
+    let (k, v) = (k.as_chunks::<LANES>().0, v.as_chunks::<LANES>().0);
+    let block = block.as_chunks_mut::<LANES>().0;
+    let (keys, values) = block.split_at_mut(KV_BLOCK * k.len());
+    let tile = &mut keys[position_in_block / LANES * LANES * k.len()..][..LANES * k.len()];
+    let mut bits = [0; LANES];
+    for (columns, k) in tile.as_chunks_mut::<LANES>().0.iter_mut().zip(k) {
+        s.store_f16(s.load(k), &mut bits);
+        for (column, bits) in columns.iter_mut().zip(bits) {
+            column[position_in_block % LANES] = bits;
         }
     }
-    let values = values[position_in_block * head_dim..][..head_dim].as_chunks_mut::<4>().0;
-    for (out, v) in values.iter_mut().zip(v) {
-        *out = four_f16_bits(v);
+    for (out, v) in values[position_in_block * v.len()..].iter_mut().zip(v) {
+        s.store_f16(s.load(v), out);
     }
-}
-
-/// To nearest even; too large becomes infinite. One instruction on AArch64, where `half` would use it only with FEAT_FP16.
-#[cfg(target_arch = "aarch64")]
-use crate::neon::four_f16_bits;
-
-/// To nearest even; too large becomes infinite.
-#[cfg(not(target_arch = "aarch64"))]
-fn four_f16_bits(x: &[f32; 4]) -> [u16; 4] {
-    x.map(|x| f16::from_f32(x).to_bits())
 }
 
 /// The query heads of one GQA group of one token, or of several that follow one another, against their sequence's cache of the
@@ -90,20 +68,25 @@ pub struct AttentionArgs<'a> {
 #[derive(Debug)]
 pub struct AttentionScratch {
     /// Scores, then weights, of the heads in hand.
-    scores: Box<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>,
+    scores: Box<Scores>,
     /// Running maximum and sum of every head.
     max: [f32; MAX_GROUP_HEADS],
     sum: [f32; MAX_GROUP_HEADS],
 }
 
+/// `[heads][positions]`, every sixteen in one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Scores([[f32; KV_BLOCK]; HEADS_AT_ONCE]);
+
 impl AttentionScratch {
     /// Heap bytes that [`AttentionScratch::new`] takes.
-    pub const HEAP_BYTES: usize = size_of::<[[f32; KV_BLOCK]; HEADS_AT_ONCE]>();
+    pub const HEAP_BYTES: usize = size_of::<Scores>();
 
     /// Allocates it.
     pub fn new() -> Self {
         Self {
-            scores: Box::new([[0.0; KV_BLOCK]; HEADS_AT_ONCE]),
+            scores: Box::new(Scores([[0.0; KV_BLOCK]; HEADS_AT_ONCE])),
             max: [0.0; MAX_GROUP_HEADS],
             sum: [0.0; MAX_GROUP_HEADS],
         }
@@ -124,15 +107,8 @@ pub(crate) fn attend<S: Simd>(s: S, a: &AttentionArgs<'_>, out: &mut [f32], scra
     let blocks = (a.positions + a.rows - 1).div_ceil(KV_BLOCK);
     for i in 0..blocks {
         let (kv, next) = (block(i), block((i + 1).min(blocks - 1)));
-        let b = Block { kv, next, columns: a.head_dim / LANES, positions: KV_BLOCK, first: i == 0, scale: a.scale };
-        // Rows that see some of the block go one by one, those that see all of it together.
-        let rows_before = |position: usize| position.saturating_sub(a.positions).min(a.rows);
-        let (some, all) = (rows_before(i * KV_BLOCK + 1), rows_before((i + 1) * KV_BLOCK));
-        for row in some..all {
-            let b = Block { positions: a.positions + row - i * KV_BLOCK, ..b };
-            b.all_heads(s, a, row * a.heads..(row + 1) * a.heads, out, scratch);
-        }
-        b.all_heads(s, a, all * a.heads..a.rows * a.heads, out, scratch);
+        let b = Block { kv, next, columns: a.head_dim / LANES, number: i, scale: a.scale };
+        b.all_heads(s, a, out, scratch);
     }
     for (out, l) in out.chunks_exact_mut(a.head_dim).zip(&scratch.sum) {
         let inv = s.splat(1.0 / l);
@@ -150,57 +126,58 @@ struct Block<'a> {
     next: &'a [[u16; LANES]],
     /// Vectors a head: `head_dim / 16`.
     columns: usize,
-    positions: usize,
-    first: bool,
+    /// Which of its sequence it is.
+    number: usize,
     scale: f32,
 }
 
 impl Block<'_> {
-    /// Some of the heads of all rows against the block, as many at once as there are registers for.
+    /// Positions of the block that a row sees.
     #[inline(always)]
-    fn all_heads<S: Simd>(
-        &self,
-        s: S,
-        a: &AttentionArgs<'_>,
-        heads: Range<usize>,
-        out: &mut [f32],
-        scratch: &mut AttentionScratch,
-    ) {
-        let mut head = heads.start;
-        while head < heads.end {
-            let left = heads.end - head;
-            let q = &a.q[head * a.head_dim..];
-            let out = &mut out[head * a.head_dim..];
-            let (scores, m, l) = (&mut scratch.scores, &mut scratch.max[head..], &mut scratch.sum[head..]);
+    fn positions(&self, a: &AttentionArgs<'_>, row: usize) -> usize {
+        (a.positions + row).saturating_sub(self.number * KV_BLOCK).min(KV_BLOCK)
+    }
+
+    /// The heads of all rows that see something of the block, as many at once as there are registers for.
+    #[inline(always)]
+    fn all_heads<S: Simd>(&self, s: S, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
+        let first_row = (self.number * KV_BLOCK + 1).saturating_sub(a.positions);
+        let mut head = first_row * a.heads;
+        while head < a.rows * a.heads {
+            let left = a.rows * a.heads - head;
             head += match left {
-                1 => self.heads::<S, 1, 4>(s, q, out, scores, m, l),
-                2 if S::MANY_REGISTERS => self.heads::<S, 2, 4>(s, q, out, scores, m, l),
-                3 if S::MANY_REGISTERS => self.heads::<S, 3, 4>(s, q, out, scores, m, l),
-                4 | 5 if S::MANY_REGISTERS => self.heads::<S, 4, 4>(s, q, out, scores, m, l),
-                6..12 if S::MANY_REGISTERS => self.heads::<S, 6, 4>(s, q, out, scores, m, l),
-                _ if S::MANY_REGISTERS => self.heads::<S, HEADS_AT_ONCE, 2>(s, q, out, scores, m, l),
-                2 => self.heads::<S, 2, 2>(s, q, out, scores, m, l),
-                3 => self.heads::<S, 3, 2>(s, q, out, scores, m, l),
-                4 | 5 => self.heads::<S, 4, 1>(s, q, out, scores, m, l),
-                _ => self.heads::<S, 6, 1>(s, q, out, scores, m, l),
+                1 => self.heads::<S, 1, 4>(s, a, head, out, scratch),
+                2 if S::MANY_REGISTERS => self.heads::<S, 2, 4>(s, a, head, out, scratch),
+                3 if S::MANY_REGISTERS => self.heads::<S, 3, 4>(s, a, head, out, scratch),
+                4 | 5 if S::MANY_REGISTERS => self.heads::<S, 4, 4>(s, a, head, out, scratch),
+                6..12 if S::MANY_REGISTERS => self.heads::<S, 6, 4>(s, a, head, out, scratch),
+                _ if S::MANY_REGISTERS => self.heads::<S, HEADS_AT_ONCE, 2>(s, a, head, out, scratch),
+                2 => self.heads::<S, 2, 2>(s, a, head, out, scratch),
+                3 => self.heads::<S, 3, 2>(s, a, head, out, scratch),
+                4 | 5 => self.heads::<S, 4, 1>(s, a, head, out, scratch),
+                _ => self.heads::<S, 6, 1>(s, a, head, out, scratch),
             };
         }
     }
 
-    /// `H` heads against the block, combined into `out`, `m` and `l`; returns `H`. `C` vectors of positions, then of
-    /// channels, are in hand at once: `H × C` chains of additions are enough to hide their latency and few enough to stay in
-    /// registers.
+    /// `H` heads from the `head`-th of all rows on against the block, combined into `out` and the scratch's maximums and sums;
+    /// returns `H`. `C` vectors of positions, then of channels, are in hand at once: `H × C` chains of additions are enough to
+    /// hide their latency and few enough to stay in registers.
     #[inline(always)]
     fn heads<S: Simd, const H: usize, const C: usize>(
         &self,
         s: S,
-        q: &[f32],
+        a: &AttentionArgs<'_>,
+        head: usize,
         out: &mut [f32],
-        scores: &mut [[f32; KV_BLOCK]; HEADS_AT_ONCE],
-        m: &mut [f32],
-        l: &mut [f32],
+        scratch: &mut AttentionScratch,
     ) -> usize {
-        let tiles = self.positions.div_ceil(LANES);
+        let q = &a.q[head * a.head_dim..];
+        let (m, l) = (&mut scratch.max[head..], &mut scratch.sum[head..]);
+        let scores = &mut scratch.scores.0;
+        // In rows' order, so the first head sees the fewest.
+        let positions: [usize; H] = std::array::from_fn(|h| self.positions(a, (head + h) / a.heads));
+        let tiles = positions[H - 1].div_ceil(LANES);
         let mut tile = 0;
         while tile + C <= tiles {
             self.scores::<S, H, C>(s, q, tile, scores);
@@ -213,8 +190,8 @@ impl Block<'_> {
         // Factors of the old and the new part of `o`; on the first block there is no old part.
         let mut factors = [(0.0, 1.0); H];
         for h in 0..H {
-            let (block_max, block_sum) = self.softmax(s, &mut scores[h]);
-            if self.first {
+            let (block_max, block_sum) = softmax(s, &mut scores[h], positions[h]);
+            if self.number == 0 {
                 (m[h], l[h]) = (block_max, block_sum);
                 continue;
             }
@@ -224,14 +201,14 @@ impl Block<'_> {
             m[h] = max;
             factors[h] = (c, e);
         }
-        let out = out.as_chunks_mut::<LANES>().0;
+        let out = out[head * a.head_dim..].as_chunks_mut::<LANES>().0;
         let mut column = 0;
         while column + C <= self.columns {
-            self.values::<S, H, C>(s, scores, column, &factors, out);
+            self.values::<S, H, C>(s, scores, &positions, column, &factors, out);
             column += C;
         }
         while column < self.columns {
-            self.values::<S, H, 1>(s, scores, column, &factors, out);
+            self.values::<S, H, 1>(s, scores, &positions, column, &factors, out);
             column += 1;
         }
         H
@@ -283,15 +260,16 @@ impl Block<'_> {
         &self,
         s: S,
         weights: &[[f32; KV_BLOCK]; HEADS_AT_ONCE],
+        positions: &[usize; H],
         column: usize,
         factors: &[(f32, f32); H],
         out: &mut [[f32; LANES]],
     ) {
         let first_value = KV_BLOCK * self.columns;
-        let rows = self.kv[first_value..].chunks_exact(self.columns);
+        let mut rows = self.kv[first_value..].chunks_exact(self.columns).enumerate();
         let next = self.next[first_value + column..].as_ptr();
         let mut acc = [[s.splat(0.0); C]; H];
-        for (p, row) in rows.enumerate().take(self.positions.min(KV_BLOCK)) {
+        for (p, row) in rows.by_ref().take(positions[0].min(KV_BLOCK)) {
             if C > 1 || column.is_multiple_of(VECTORS_A_LINE) {
                 for c in (0..C).step_by(VECTORS_A_LINE) {
                     s.prefetch(next.wrapping_add(p * self.columns + c));
@@ -309,33 +287,42 @@ impl Block<'_> {
                 }
             }
         }
+        // What later rows see more. A weight of zero for the others would turn an infinite value into NaN.
+        for h in 0..H {
+            for (p, row) in rows.clone().take(positions[h].min(KV_BLOCK) - positions[0].min(KV_BLOCK)) {
+                let (row, w): (&[_; C], _) = (&row[column..].as_chunks().0[0], s.splat(weights[h][p]));
+                for c in 0..C {
+                    acc[h][c] = s.fma(w, s.load_f16(&row[c]), acc[h][c]);
+                }
+            }
+        }
         for h in 0..H {
             let (keep, take) = (s.splat(factors[h].0), s.splat(factors[h].1));
             let columns = &mut out[h * self.columns + column..][..C];
             for c in 0..C {
                 let (out, new) = (&mut columns[c], acc[h][c]);
-                let o = if self.first { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
+                let o = if self.number == 0 { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
                 s.store(o, out);
             }
         }
     }
+}
 
-    /// Turns scores into weights; their maximum and sum.
-    #[inline(always)]
-    fn softmax<S: Simd>(&self, s: S, scores: &mut [f32; KV_BLOCK]) -> (f32, f32) {
-        scores[self.positions..].fill(f32::NEG_INFINITY);
-        let tiles = scores.as_chunks_mut::<LANES>().0;
-        let mut max = s.load(&tiles[0]);
-        for tile in &tiles[1..] {
-            max = s.max(max, s.load(tile));
-        }
-        let max = s.max_lane(max);
-        let mut sum = s.splat(0.0);
-        for tile in tiles {
-            let p = exp(s, s.sub(s.load(tile), s.splat(max)));
-            sum = s.add(sum, p);
-            s.store(p, tile);
-        }
-        (max, s.tree_sum(sum))
+/// Turns the scores of so many positions into weights; their maximum and sum.
+#[inline(always)]
+fn softmax<S: Simd>(s: S, scores: &mut [f32; KV_BLOCK], positions: usize) -> (f32, f32) {
+    scores[positions..].fill(f32::NEG_INFINITY);
+    let tiles = scores.as_chunks_mut::<LANES>().0;
+    let mut max = s.load(&tiles[0]);
+    for tile in &tiles[1..] {
+        max = s.max(max, s.load(tile));
     }
+    let max = s.max_lane(max);
+    let mut sum = s.splat(0.0);
+    for tile in tiles {
+        let p = exp(s, s.sub(s.load(tile), s.splat(max)));
+        sum = s.add(sum, p);
+        s.store(p, tile);
+    }
+    (max, s.tree_sum(sum))
 }

@@ -102,6 +102,14 @@ impl Simd for Avx2 {
         });
     }
     #[inline(always)]
+    fn store_f16(self, x: V, out: &mut [u16; LANES]) {
+        let p = out.as_mut_ptr().cast::<__m128i>();
+        with!(self, {
+            _mm_storeu_si128(p, _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.0));
+            _mm_storeu_si128(p.add(1), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x.1));
+        });
+    }
+    #[inline(always)]
     fn add(self, a: V, b: V) -> V {
         with!(self, V(_mm256_add_ps(a.0, b.0), _mm256_add_ps(a.1, b.1)))
     }
@@ -127,6 +135,10 @@ impl Simd for Avx2 {
             let sign = _mm256_set1_ps(-0.0);
             V(_mm256_andnot_ps(sign, a.0), _mm256_andnot_ps(sign, a.1))
         })
+    }
+    #[inline(always)]
+    fn xor(self, a: V, b: V) -> V {
+        with!(self, V(_mm256_xor_ps(a.0, b.0), _mm256_xor_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {

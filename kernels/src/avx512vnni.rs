@@ -91,6 +91,11 @@ impl Simd for Avx512 {
         with!(self, _mm512_storeu_ps(out.as_mut_ptr(), x));
     }
     #[inline(always)]
+    fn store_f16(self, x: __m512, out: &mut [u16; LANES]) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        with!(self, _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<NEAREST>(x)));
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         with!(self, _mm512_add_ps(a, b))
     }
@@ -113,6 +118,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn abs(self, a: __m512) -> __m512 {
         with!(self, _mm512_abs_ps(a))
+    }
+    #[inline(always)]
+    fn xor(self, a: __m512, b: __m512) -> __m512 {
+        with!(self, _mm512_xor_ps(a, b))
     }
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {

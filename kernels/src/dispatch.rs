@@ -7,6 +7,7 @@ use crate::attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEAD
 use crate::format::{BLOCK, ROW_GROUP, RowKind};
 use crate::kquant::SUPER_BLOCK;
 use crate::matrix::Matrix;
+use crate::read::ReadPlan;
 use crate::simd::LANES;
 
 /// One set's functions. Each may be called only where the CPU has the set's features, with shapes as the method of the same
@@ -22,6 +23,8 @@ pub(crate) struct Set {
     pub(crate) silu_mul: unsafe fn(&mut [f32], &[f32]),
     pub(crate) exp: unsafe fn(&mut [f32]),
     pub(crate) prefetch: unsafe fn(&[u8]),
+    pub(crate) kv_store: unsafe fn(&mut [u16], usize, &[f32], &[f32]),
+    pub(crate) read: unsafe fn(ReadPlan, &[u8]) -> u32,
     pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
 }
 
@@ -34,7 +37,7 @@ macro_rules! simd_set {
     ) => {
         $(#[$doc])*
         $vis static $set: $crate::dispatch::Set = {
-            use $crate::attention::{AttentionArgs, AttentionScratch, attend};
+            use $crate::attention::{self, AttentionArgs, AttentionScratch};
             use $crate::activation::QBlockK;
             use $crate::ops;
             $(#[$feature])*
@@ -74,11 +77,20 @@ macro_rules! simd_set {
                 ops::prefetch($token, bytes);
             }
             $(#[$feature])*
+            fn kv_store(block: &mut [u16], position_in_block: usize, k: &[f32], v: &[f32]) {
+                attention::kv_store($token, block, position_in_block, k, v);
+            }
+            $(#[$feature])*
+            fn read(plan: $crate::read::ReadPlan, bytes: &[u8]) -> u32 {
+                $crate::read::read($token, plan, bytes)
+            }
+            $(#[$feature])*
             fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
-                attend($token, a, out, scratch);
+                attention::attend($token, a, out, scratch);
             }
             $crate::dispatch::Set {
-                name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, attention,
+                name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, kv_store,
+                read, attention,
             }
         };
     };
@@ -243,6 +255,27 @@ impl Kernels {
         unsafe { (self.0.prefetch)(bytes) }
     }
 
+    /// Writes one position's key and value, both `head_dim` long, into a block, rounding to f16 (to nearest even; too large becomes
+    /// infinite).
+    ///
+    /// # Panics
+    /// If `k` and `v` differ in length or that is no head size, `block` is not as long as its block is, or the position not below
+    /// [`KV_BLOCK`].
+    pub fn kv_store(self, block: &mut [u16], position_in_block: usize, k: &[f32], v: &[f32]) {
+        let head_dim = k.len();
+        assert!(is_head_dim(head_dim) && v.len() == head_dim, "kv_store: head size {head_dim} and {}", v.len());
+        assert_eq!(block.len(), kv_block_len(head_dim), "kv_store: block length");
+        assert!(position_in_block < KV_BLOCK, "kv_store: position {position_in_block} in a block of {KV_BLOCK}");
+        // SAFETY: `self` proves the features; the lengths fit.
+        unsafe { (self.0.kv_store)(block, position_in_block, k, v) }
+    }
+
+    /// Reads every byte, as `plan` says; gives the exclusive or of its little-endian words of four bytes.
+    pub fn read(self, plan: ReadPlan, bytes: &[u8]) -> u32 {
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.read)(plan, bytes) }
+    }
+
     /// Attention of one GQA group's query heads of consecutive tokens; `out` is `[rows][heads][head_dim]`. A row's values are the
     /// same alone and beside others.
     ///
@@ -256,11 +289,7 @@ impl Kernels {
             a.heads,
             a.rows
         );
-        assert!(
-            a.head_dim != 0 && a.head_dim <= MAX_HEAD_DIM && a.head_dim.is_multiple_of(LANES),
-            "attention: head size {}",
-            a.head_dim
-        );
+        assert!(is_head_dim(a.head_dim), "attention: head size {}", a.head_dim);
         assert_eq!(a.q.len(), a.rows * a.heads * a.head_dim, "attention: query length");
         assert_eq!(out.len(), a.q.len(), "attention: output length");
         assert!(a.positions != 0, "attention: no positions");
@@ -274,6 +303,10 @@ impl Kernels {
         // SAFETY: `self` proves the features.
         unsafe { (self.0.attention)(a, out, scratch) }
     }
+}
+
+fn is_head_dim(head_dim: usize) -> bool {
+    head_dim != 0 && head_dim <= MAX_HEAD_DIM && head_dim.is_multiple_of(LANES)
 }
 
 impl std::fmt::Debug for Kernels {

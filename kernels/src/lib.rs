@@ -2,7 +2,7 @@
 //!
 //! A caller packs GGUF rows into the R16K4 tile layout ([`pack_row_group`]), views the bytes as a [`Matrix`], picks a
 //! kernel set once ([`Kernels::detect`]) and hands it rows of activations. Nothing here allocates (except
-//! [`AttentionScratch::new`]), spawns, logs or keeps state. [`Kernels`] is the one safe entry: it checks every shape in
+//! [`AttentionScratch::new`] and [`Buffer::new`]), spawns, logs or keeps state. [`Kernels`] is the one safe entry: it checks every shape in
 //! release builds too, and its private field proves that the CPU has the features of the set it names.
 //!
 //! # Numeric model
@@ -37,10 +37,10 @@
 //!   a kernel through the weights.
 //!
 //! # Reading order
-//! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`], [`QBlockK`]) · `simd` (the sixteen lanes) ·
+//! [`format`](Format), `pack` and `kquant` (the layout) · `activation` ([`QBlock`], [`QBlockK`]) and [`Buffer`] · `simd` (the sixteen lanes) ·
 //! `ops` and `attention` (written once over those lanes) · `scalar` (the integer products as specified) · `avx2`, `avx512vnni`
 //! (the products, fast, with `kproduct` for the K formats), `neon`, `dotprod` (likewise, `neon/rows.rs` and `neon/krows.rs` for
-//! both) · `dispatch` (the table and the checks).
+//! both) · `dispatch` (the table and the checks) · `read` (what the benches measure products by).
 
 mod activation;
 mod attention;
@@ -48,6 +48,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+mod buffer;
 mod dispatch;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
@@ -61,6 +62,7 @@ mod matrix;
 mod neon;
 mod ops;
 mod pack;
+mod read;
 mod scalar;
 mod simd;
 
@@ -68,10 +70,12 @@ mod simd;
 mod tests;
 
 pub use activation::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
-pub use attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len, kv_store};
+pub use attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len};
+pub use buffer::Buffer;
 pub use dispatch::{KernelError, Kernels};
 pub use format::{BLOCK, Format, ROW_GROUP, RowKind, TILE_K, packed_bytes};
 pub use kquant::SUPER_BLOCK;
 pub use math::{EXP_MAX, EXP_MIN, exp};
 pub use matrix::{Matrix, ShapeError};
 pub use pack::{PackError, pack_row_group};
+pub use read::ReadPlan;

@@ -54,16 +54,11 @@ fn widen_high_f16(x: uint16x8_t) -> float32x4_t {
     out
 }
 
-/// Four f32 to f16 bits, to nearest even; too large becomes infinite.
-#[inline]
-pub(crate) fn four_f16_bits(x: &[f32; 4]) -> [u16; 4] {
-    let mut out = [0; 4];
-    neon!({
-        let four: uint16x4_t;
-        let x = vld1q_f32(x.as_ptr());
-        asm!("fcvtn {four:v}.4h, {x:v}.4s", four = lateout(vreg) four, x = in(vreg) x, options(pure, nomem, nostack));
-        vst1_u16(out.as_mut_ptr(), four);
-    });
+/// Four f32 to f16, to nearest even; too large becomes infinite.
+#[inline(always)]
+fn narrow_f16(x: float32x4_t) -> uint16x4_t {
+    let out: uint16x4_t;
+    neon!(asm!("fcvtn {out:v}.4h, {x:v}.4s", out = lateout(vreg) out, x = in(vreg) x, options(pure, nomem, nostack)));
     out
 }
 
@@ -125,6 +120,12 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn store_f16(self, x: V, out: &mut [u16; LANES]) {
+        for (i, x) in x.into_iter().enumerate() {
+            neon!(vst1_u16(out.as_mut_ptr().add(4 * i), narrow_f16(x)));
+        }
+    }
+    #[inline(always)]
     fn add(self, a: V, b: V) -> V {
         std::array::from_fn(|i| neon!(vaddq_f32(a[i], b[i])))
     }
@@ -147,6 +148,11 @@ impl Simd for Neon {
     #[inline(always)]
     fn abs(self, a: V) -> V {
         std::array::from_fn(|i| neon!(vabsq_f32(a[i])))
+    }
+    #[inline(always)]
+    fn xor(self, a: V, b: V) -> V {
+        let bits = |x| neon!(vreinterpretq_u32_f32(x));
+        std::array::from_fn(|i| neon!(vreinterpretq_f32_u32(veorq_u32(bits(a[i]), bits(b[i])))))
     }
     #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {

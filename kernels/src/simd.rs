@@ -23,12 +23,16 @@ pub(crate) trait Simd: Copy {
     fn load_f16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V;
     fn load_bf16_bytes(self, x: &[u8; 2 * LANES]) -> Self::V;
     fn store(self, x: Self::V, out: &mut [f32; LANES]);
+    /// As f16 bits, to nearest even; too large becomes infinite.
+    fn store_f16(self, x: Self::V, out: &mut [u16; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     fn abs(self, a: Self::V) -> Self::V;
+    /// The exclusive or of the bits.
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a < b ? yes : no`.
@@ -125,6 +129,10 @@ impl Simd for Portable {
         *out = x;
     }
     #[inline(always)]
+    fn store_f16(self, x: Self::V, out: &mut [u16; LANES]) {
+        *out = x.map(|x| f16::from_f32(x).to_bits());
+    }
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|i| a[i] + b[i])
     }
@@ -147,6 +155,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn abs(self, a: Self::V) -> Self::V {
         a.map(f32::abs)
+    }
+    #[inline(always)]
+    fn xor(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| f32::from_bits(a[i].to_bits() ^ b[i].to_bits()))
     }
     #[inline(always)]
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {

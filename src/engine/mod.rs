@@ -12,10 +12,11 @@ use hearth_kernels::Kernels;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::Model;
-use crate::model::forward::{BatchRow, Scratch, forward};
+use crate::model::forward::{BatchRow, forward};
 use crate::model::hyper::Hyper;
 use crate::model::kv::{BlockTable, KvCache, blocks_for};
 use crate::model::plan::Capacity;
+use crate::model::scratch::Scratch;
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
 use queue::{EngineEnd, Event, FinishReason, Job};
@@ -166,9 +167,9 @@ impl<'m> Engine<'m> {
         self.scratch.touch();
     }
 
-    /// The threads, when the engine is no longer needed.
-    pub fn into_workers(self) -> Workers {
-        self.workers
+    /// The threads, for something else between two steps.
+    pub fn workers(&mut self) -> &mut Workers {
+        &mut self.workers
     }
 
     /// Takes a job.

@@ -10,15 +10,16 @@
 use std::ops::Range;
 
 use hearth_kernels::{
-    AttentionArgs, AttentionScratch, KV_BLOCK, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, RowKind, Rows,
+    AttentionArgs, KV_BLOCK, Kernels, Matrix, ROW_GROUP, blocks_per_row, k_blocks_per_row, kv_block_len,
 };
-use hearth_kernels::{SUPER_BLOCK, TILE_K, blocks_per_row, k_blocks_per_row, kv_block_len, kv_store};
 
 use crate::model::Model;
 use crate::model::hyper::Hyper;
 use crate::model::kv::{BlockTable, KvCache};
 use crate::model::rope;
-use crate::sys::map::touch;
+use crate::model::scratch::{
+    Input, MOST_GROUPS, Needs, REDUNDANT_ROWS, Scratch, Work, WorkerScratch, attention_rows, padded, qkv_rows,
+};
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
 
@@ -35,196 +36,15 @@ pub struct BatchRow {
     pub logits: bool,
 }
 
-/// Up to this many rows, each worker prepares all of an operation's inputs itself; beyond, rows are shared out first.
-const REDUNDANT_ROWS: usize = 4;
 /// Row groups a chunk at least: output and down projections, gate/up; and of the head.
 const RESIDUAL_GROUPS: usize = 2;
 const FFN_GROUPS: usize = 2;
 const HEAD_GROUPS: usize = 16;
-/// Row groups a chunk that a worker's buffer holds with the most rows: what kernels set up once a call pays over as many.
-const MOST_GROUPS: usize = 4;
 /// Bytes of the next operation's weights that a worker fetches before it waits: what the hardware needs to see the stream.
 const FETCH_BYTES: usize = 4096;
 /// Chunks a worker at least, where there are enough: so few that calls cost nothing beside their work, so many that helping a
 /// worker that fell behind pays.
 const CHUNKS_A_WORKER: usize = 8;
-
-/// Query heads of one kv head, those of several rows together, that share a pass over keys and values: what the widest kernels
-/// hold sums of in registers.
-const ATTENTION_HEADS: usize = 12;
-
-/// Every buffer of a step, sized once.
-#[derive(Debug)]
-pub struct Scratch {
-    max_rows: usize,
-    max_outputs: usize,
-    /// Residual stream, `[n_embd / 16][rows][16]`.
-    x: Vec<f32>,
-    /// `[(q_rows + 2 kv_rows) / 16][rows][16]`.
-    qkv: Vec<f32>,
-    /// Attention's output, `[kv heads][rows][heads of the group × head_dim]`.
-    attention: Vec<f32>,
-    /// SwiGLU's output, `[n_ff / 16][rows][16]`.
-    ffn: Vec<f32>,
-    /// Rows whose logits are wanted, `[n_embd / 16][outputs][16]`.
-    last: Vec<f32>,
-    /// `[n_vocab / 16, rounded up][outputs][16]`.
-    logits: Vec<f32>,
-    /// Logits rows in the last step.
-    outputs: usize,
-    /// `[rows][rope pairs]` of (cos, sin).
-    angles: Vec<[f32; 2]>,
-    /// Inputs shared by all workers, when rows are many.
-    shared: Input,
-    workers: Vec<WorkerScratch>,
-}
-
-/// One operation's input rows, in the forms its matrices need.
-#[derive(Debug)]
-struct Input {
-    /// `[rows][blocks_per_row(width)]`.
-    quantized: Vec<QBlock>,
-    /// `[rows][k_blocks_per_row(width)]`.
-    quantized_k: Vec<QBlockK>,
-    /// `[rows][width padded to 64]`.
-    dense: Vec<f32>,
-}
-
-/// What each worker has for itself.
-#[derive(Debug)]
-struct WorkerScratch {
-    input: Input,
-    work: Work,
-}
-
-#[derive(Debug)]
-struct Work {
-    /// One row, padded, or one chunk of a matrix product.
-    values: Vec<f32>,
-    attention: AttentionScratch,
-}
-
-impl Scratch {
-    /// Takes every buffer for steps of up to `max_rows` rows with up to `max_outputs` rows of logits.
-    pub fn new(hyper: &Hyper, max_rows: usize, max_outputs: usize, threads: usize) -> Self {
-        let redundant = max_rows.min(REDUNDANT_ROWS);
-        Self {
-            max_rows,
-            max_outputs,
-            x: vec![0.0; hyper.n_embd * max_rows],
-            qkv: vec![0.0; qkv_rows(hyper) * max_rows],
-            attention: vec![0.0; hyper.q_rows() * max_rows],
-            ffn: vec![0.0; hyper.n_ff * max_rows],
-            last: vec![0.0; hyper.n_embd * max_outputs],
-            logits: vec![0.0; hyper.n_vocab.next_multiple_of(ROW_GROUP) * max_outputs],
-            outputs: 0,
-            angles: vec![[0.0; 2]; hyper.rope.dims / 2 * max_rows],
-            shared: Input::new(hyper, max_rows),
-            workers: (0..threads)
-                .map(|_| WorkerScratch {
-                    input: Input::new(hyper, redundant),
-                    work: Work {
-                        values: vec![0.0; values_len(hyper, max_rows, max_outputs)],
-                        attention: AttentionScratch::new(),
-                    },
-                })
-                .collect(),
-        }
-    }
-
-    /// Makes every page of the large buffers memory now, not when a step first writes to it.
-    pub fn touch(&mut self) {
-        let Self { x, qkv, attention, ffn, last, logits, .. } = self;
-        [x, qkv, attention, ffn, last, logits].into_iter().for_each(|values| touch(values));
-        touch(&mut self.angles);
-        let workers = self.workers.iter_mut().map(|worker| {
-            touch(&mut worker.work.values);
-            &mut worker.input
-        });
-        for input in std::iter::once(&mut self.shared).chain(workers) {
-            touch(&mut input.quantized);
-            touch(&mut input.dense);
-        }
-    }
-
-    /// Bytes that [`Scratch::new`] takes.
-    pub fn bytes(hyper: &Hyper, max_rows: usize, max_outputs: usize, threads: usize) -> usize {
-        let redundant = max_rows.min(REDUNDANT_ROWS);
-        let row_values = hyper.n_embd + qkv_rows(hyper) + hyper.q_rows() + hyper.n_ff + hyper.rope.dims;
-        let output_values = hyper.n_embd + hyper.n_vocab.next_multiple_of(ROW_GROUP);
-        let worker = Input::bytes(hyper, redundant)
-            + values_len(hyper, max_rows, max_outputs) * size_of::<f32>()
-            + size_of::<WorkerScratch>()
-            + AttentionScratch::HEAP_BYTES;
-        (row_values * max_rows + output_values * max_outputs) * size_of::<f32>()
-            + Input::bytes(hyper, max_rows)
-            + threads * worker
-    }
-
-    /// Most rows a step may have.
-    pub fn max_rows(&self) -> usize {
-        self.max_rows
-    }
-
-    /// Most rows of logits a step may give.
-    pub fn max_outputs(&self) -> usize {
-        self.max_outputs
-    }
-
-    /// Copies the logits of the step's `output`-th wanted row to `row`, `n_vocab` values.
-    pub fn copy_logits(&self, output: usize, row: &mut [f32]) {
-        if self.outputs == 1 {
-            let len = row.len();
-            row.copy_from_slice(&self.logits[..len]);
-            return;
-        }
-        for (group, values) in row.chunks_mut(ROW_GROUP).enumerate() {
-            let from = (group * self.outputs + output) * ROW_GROUP;
-            values.copy_from_slice(&self.logits[from..from + values.len()]);
-        }
-    }
-}
-
-impl Input {
-    fn new(hyper: &Hyper, rows: usize) -> Self {
-        let width = widest(hyper);
-        Self {
-            quantized: vec![QBlock::default(); rows * blocks_per_row(width)],
-            quantized_k: vec![QBlockK::default(); rows * width.div_ceil(SUPER_BLOCK)],
-            dense: vec![0.0; rows * padded(width)],
-        }
-    }
-
-    fn bytes(hyper: &Hyper, rows: usize) -> usize {
-        let width = widest(hyper);
-        let k = width.div_ceil(SUPER_BLOCK) * size_of::<QBlockK>();
-        rows * (blocks_per_row(width) * size_of::<QBlock>() + k + padded(width) * size_of::<f32>())
-    }
-
-    /// The first `rows` rows of `width` values, in the form that `matrix` multiplies.
-    fn rows(&self, matrix: &Matrix<'_>, rows: usize, width: usize) -> Rows<'_> {
-        match matrix.format().row_kind() {
-            RowKind::Quantized => Rows::Quantized(&self.quantized[..rows * blocks_per_row(width)]),
-            RowKind::QuantizedK => Rows::QuantizedK(&self.quantized_k[..rows * k_blocks_per_row(width)]),
-            RowKind::Dense => Rows::Dense(&self.dense[..rows * padded(width)]),
-        }
-    }
-
-    /// Writes a prepared row, padded to 64, as row `t` in the forms that are needed.
-    fn emit(&mut self, kernels: Kernels, needs: Needs, t: usize, row: &[f32], width: usize) {
-        if needs.quantized {
-            let blocks = blocks_per_row(width);
-            kernels.quantize(&row[..width], &mut self.quantized[t * blocks..][..blocks]);
-        }
-        if needs.quantized_k {
-            let blocks = k_blocks_per_row(width);
-            kernels.quantize_k(&row[..width], &mut self.quantized_k[t * blocks..][..blocks]);
-        }
-        if needs.dense {
-            self.dense[t * row.len()..][..row.len()].copy_from_slice(row);
-        }
-    }
-}
 
 /// Where an operation's input rows come from.
 #[derive(Clone, Copy)]
@@ -235,21 +55,6 @@ enum Source<'a> {
     PlaneMajor { x: &'a [f32], planes: usize },
     /// `[width / 16][rows][16]` as it is.
     GroupMajor(&'a [f32]),
-}
-
-/// Which forms of its input an operation's matrices need.
-#[derive(Clone, Copy)]
-struct Needs {
-    quantized: bool,
-    quantized_k: bool,
-    dense: bool,
-}
-
-impl Needs {
-    fn of(matrices: &[&Matrix<'_>]) -> Self {
-        let any = |kind| matrices.iter().any(|matrix| matrix.format().row_kind() == kind);
-        Self { quantized: any(RowKind::Quantized), quantized_k: any(RowKind::QuantizedK), dense: any(RowKind::Dense) }
-    }
 }
 
 /// Runs one step. Logits of the rows that want them are then in `scratch`, in row order.
@@ -509,7 +314,7 @@ impl Step<'_> {
         let head_dim = hyper.head_dim;
         let k_first = hyper.q_rows() / ROW_GROUP;
         let v_first = k_first + hyper.kv_rows() / ROW_GROUP;
-        let n = self.n;
+        let (n, kernels) = (self.n, self.kernels);
         let store_plane = |own: &mut WorkerScratch, kv_head: usize, plane: &mut [u16]| {
             let head = kv_head * head_dim / ROW_GROUP;
             let (k, rest) = own.work.values.split_at_mut(head_dim);
@@ -519,7 +324,7 @@ impl Step<'_> {
                 gather(qkv, n, t, v_first + head, v);
                 let block = tables[row.sequence].blocks()[row.position / KV_BLOCK] as usize;
                 let block = &mut plane[block * kv_block_len(head_dim)..][..kv_block_len(head_dim)];
-                kv_store(block, row.position % KV_BLOCK, head_dim, k, v);
+                kernels.kv_store(block, row.position % KV_BLOCK, k, v);
             }
         };
         if n <= REDUNDANT_ROWS {
@@ -638,28 +443,4 @@ fn locate<'a, 'm>(stack: &'a [Matrix<'m>; 3], groups: Range<usize>) -> (&'a Matr
         start if start < b => (second, start - a..groups.end - a),
         start => (third, start - b..groups.end - b),
     }
-}
-
-const fn padded(width: usize) -> usize {
-    width.next_multiple_of(TILE_K)
-}
-
-fn qkv_rows(hyper: &Hyper) -> usize {
-    hyper.q_rows() + 2 * hyper.kv_rows()
-}
-
-fn widest(hyper: &Hyper) -> usize {
-    hyper.n_embd.max(hyper.n_ff).max(hyper.q_rows())
-}
-
-/// Rows whose heads of one group go through attention together at most.
-fn attention_rows(hyper: &Hyper) -> usize {
-    (ATTENTION_HEADS / hyper.group_heads()).max(1)
-}
-
-/// Values of a worker's own buffer: a padded row, a chunk of any product, or a key and a value.
-fn values_len(hyper: &Hyper, max_rows: usize, max_outputs: usize) -> usize {
-    let chunk = ROW_GROUP * MOST_GROUPS * max_rows.max(max_outputs);
-    let queries = attention_rows(hyper).max(1) * hyper.group_heads() * hyper.head_dim;
-    padded(widest(hyper)).max(chunk).max(2 * hyper.head_dim).max(queries)
 }

@@ -3,14 +3,14 @@
 //! `[layer][kv head][block]`, each block as `hearth_kernels::kv_block_len` lays it out. A sequence owns a table of block
 //! numbers, valid in every layer. Written by `model::forward`, read by the attention kernel; next: `kernels`.
 
-use hearth_kernels::{KV_BLOCK, kv_block_len};
+use hearth_kernels::{Buffer, KV_BLOCK, kv_block_len};
 
 use crate::model::hyper::Hyper;
 
 /// All sequences' keys and values.
 #[derive(Debug)]
 pub struct KvCache {
-    values: Vec<u16>,
+    values: Buffer<u16>,
     /// Values of one layer.
     layer_len: usize,
     /// Values of one kv head in one layer.
@@ -37,7 +37,13 @@ impl KvCache {
         let plane_len = blocks * kv_block_len(hyper.head_dim);
         let layer_len = hyper.n_head_kv * plane_len;
         let numbers = 0..u32::try_from(blocks).unwrap_or(u32::MAX);
-        Self { values: vec![0; hyper.n_layer * layer_len], layer_len, plane_len, blocks, free: numbers.rev().collect() }
+        Self {
+            values: Buffer::new(hyper.n_layer * layer_len),
+            layer_len,
+            plane_len,
+            blocks,
+            free: numbers.rev().collect(),
+        }
     }
 
     /// Makes every page memory now, not when a sequence first writes to it.
@@ -48,7 +54,9 @@ impl KvCache {
     /// Bytes that [`KvCache::new`] takes.
     pub fn bytes(hyper: &Hyper, blocks: usize) -> Option<usize> {
         let per_block = hyper.n_layer.checked_mul(hyper.n_head_kv)?.checked_mul(kv_block_len(hyper.head_dim))?;
-        per_block.checked_mul(blocks)?.checked_mul(size_of::<u16>())?.checked_add(blocks.checked_mul(size_of::<u32>())?)
+        let values =
+            per_block.checked_mul(blocks)?.checked_mul(size_of::<u16>())?.checked_add(Buffer::<u16>::bytes(0))?;
+        values.checked_add(blocks.checked_mul(size_of::<u32>())?)
     }
 
     /// Blocks in all.
@@ -128,6 +136,6 @@ mod tests {
     fn planned_bytes_cover_what_is_taken() {
         let hyper = tiny_hyper();
         let cache = KvCache::new(&hyper, 3);
-        assert_eq!(KvCache::bytes(&hyper, 3), Some(cache.values.len() * 2 + 3 * 4));
+        assert_eq!(KvCache::bytes(&hyper, 3), Some(Buffer::<u16>::bytes(cache.values.len()) + 3 * 4));
     }
 }

@@ -1,7 +1,8 @@
 //! One model: its hyperparameters, weights and forward pass. Token ids in, logits out; text and requests are unknown here.
 //!
 //! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors as
-//! tiles) · [`packed`] (the file that has them ready) · [`plan`] (what all of it takes in memory) · [`rope`], [`kv`], [`forward`] (a step) · [`mod@reference`] (the same model computed
+//! tiles) · [`packed`] (the file that has them ready) · [`plan`] (what all of it takes in memory) · [`rope`], [`kv`] and [`scratch`],
+//! [`forward`] (a step) · [`mod@reference`] (the same model computed
 //! in plain F32, to be close to). Next on the data's way: `engine`.
 
 pub mod arch;
@@ -13,6 +14,7 @@ pub mod packed;
 pub mod plan;
 pub mod reference;
 pub mod rope;
+pub mod scratch;
 pub mod vocab;
 pub mod weights;
 

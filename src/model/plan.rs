@@ -6,9 +6,9 @@
 use serde::Serialize;
 
 use crate::engine::EngineBuffers;
-use crate::model::forward::Scratch;
 use crate::model::hyper::Hyper;
 use crate::model::kv::{KvCache, blocks_for};
+use crate::model::scratch::Scratch;
 use crate::model::weights::WeightLayout;
 use crate::serve::memory::io_bytes;
 use crate::sys::workers::WORKER_STACK_BYTES;

@@ -1,6 +1,8 @@
 //! The same model computed in plain F32: weights dequantized, activations and keys/values never quantized, products by the
 //! `gemm` crate. Slow and simple; what `--reference` of the offline tools measures hearth's own numeric model against.
-//! Its sums run in another order than the kernels', so it is a value to be close to, not a hash to equal.
+//! Its sums run in another order than the kernels', so it is a value to be close to, not a hash to equal: the crate begins a new sum
+//! at a depth that it takes from the caches (at 1536 columns 2 % of its sums have the kernels' bits), and takes another path for one row.
+//! That, and its speed (`kernels/records/x86-64-gemm.txt`), is why the engine's dense products are the kernels' own.
 
 use gemm::Parallelism;
 use hearth_kernels::Matrix;

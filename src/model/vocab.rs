@@ -94,6 +94,5 @@ fn without_lists<'m>(gguf: &Gguf<'m>) -> Result<RawVocab<'m, Strings<'m>>, GgufE
         add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?,
         add_eos: gguf.bool("tokenizer.ggml.add_eos_token")?,
         add_space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?,
-        chat_template: gguf.str("tokenizer.chat_template")?,
     })
 }

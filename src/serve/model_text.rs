@@ -110,7 +110,6 @@ mod tests {
             add_bos: Some(true),
             add_eos: None,
             add_space_prefix: Some(false),
-            chat_template: None,
         })
         .unwrap()
     }

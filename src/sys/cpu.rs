@@ -89,19 +89,48 @@ fn field_kib(text: &str, key: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Least room below a cgroup v2 limit, the process's own or one of those around it; `None` where none has a limit. Page cache is given
-/// back under pressure and counts as room. `own`: /proc/self/cgroup.
+/// What a version of cgroups calls things.
+struct Cgroups {
+    /// File of the limit in bytes. Without one v2 says "max", v1 a number near 2^63.
+    limit: &'static str,
+    /// The line of `memory.stat` with the anonymous bytes, groups inside included.
+    anonymous: &'static str,
+}
+
+const CGROUPS_V2: Cgroups = Cgroups { limit: "memory.max", anonymous: "anon" };
+const CGROUPS_V1: Cgroups = Cgroups { limit: "memory.limit_in_bytes", anonymous: "total_rss" };
+/// Where the controller of v1 is mounted, below the root of cgroups.
+const MEMORY_V1: &str = "memory";
+
+/// Least room below a cgroup's limit, the process's own or one of those around it, v2 or v1 (both may be there at once); `None` where
+/// none has a limit. Page cache is given back under pressure and counts as room. `own`: /proc/self/cgroup.
 fn cgroup_room(root: &Path, own: &str) -> Option<u64> {
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let innermost = root.join(path.trim_start_matches('/'));
-    let room = |group: &Path| {
-        let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
-        let limit: u64 = read("memory.max")?.trim().parse().ok()?;
-        let stat = read("memory.stat")?;
-        let anon: u64 = stat.lines().find_map(|line| line.strip_prefix("anon "))?.trim().parse().ok()?;
-        Some(limit.saturating_sub(anon))
-    };
-    innermost.ancestors().take_while(|group| group.starts_with(root)).filter_map(room).min()
+    let groups = own.lines().filter_map(|line| {
+        // Hierarchy, controllers, path; the hierarchy of v2 is 0 and names none.
+        let (hierarchy, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        match controllers {
+            "" if hierarchy == "0" => Some((root.to_path_buf(), path, CGROUPS_V2)),
+            _ => controllers.split(',').any(|name| name == MEMORY_V1).then(|| (root.join(MEMORY_V1), path, CGROUPS_V1)),
+        }
+    });
+    let rooms = groups.flat_map(|(root, path, names)| {
+        // A container may see its own group as the root, yet read its path from outside: then the root alone is there.
+        let innermost = root.join(path.trim_start_matches('/'));
+        let around = innermost.ancestors().take_while(|group| group.starts_with(&root));
+        around.filter_map(|group| room(group, &names)).collect::<Vec<u64>>()
+    });
+    rooms.min()
+}
+
+/// Bytes below one group's limit.
+fn room(group: &Path, names: &Cgroups) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
+    let limit: u64 = read(names.limit)?.trim().parse().ok()?;
+    let stat = read("memory.stat")?;
+    let mut fields = stat.lines().filter_map(|line| line.split_once(' '));
+    let anonymous: u64 = fields.find(|(name, _)| *name == names.anonymous)?.1.trim().parse().ok()?;
+    Some(limit.saturating_sub(anonymous))
 }
 
 #[cfg(test)]
@@ -130,6 +159,49 @@ mod tests {
         write("", "400\n", 350);
         assert_eq!(cgroup_room(root.path(), own), Some(50));
         assert_eq!(cgroup_room(root.path(), "0::/\n"), Some(50));
+    }
+
+    #[test]
+    fn limits_of_the_first_version_count_too() {
+        let root = tempfile::tempdir().unwrap();
+        let inner = root.path().join("memory/docker/abc");
+        std::fs::create_dir_all(&inner).unwrap();
+        let write = |folder: &str, limit: &str, rss: u64| {
+            let folder = root.path().join("memory").join(folder);
+            std::fs::write(folder.join("memory.limit_in_bytes"), limit).unwrap();
+            // Its own pages, then those of the groups inside as well.
+            std::fs::write(folder.join("memory.stat"), format!("cache 9\nrss 1\ntotal_cache 99\ntotal_rss {rss}\n"))
+                .unwrap();
+        };
+        let own = "12:cpu,cpuacct:/docker/abc\n7:memory:/docker/abc\n1:name=systemd:/docker/abc\n";
+        assert_eq!(cgroup_room(root.path(), own), None);
+        // No limit, as the kernel writes it.
+        write("", "9223372036854771712\n", 5000);
+        assert!(cgroup_room(root.path(), own).unwrap() > 1 << 62);
+        write("docker/abc", "1000\n", 300);
+        assert_eq!(cgroup_room(root.path(), own), Some(700));
+        write("docker", "400\n", 350);
+        assert_eq!(cgroup_room(root.path(), own), Some(50));
+        // Mounted with another controller; and a controller with a longer name is another one.
+        assert_eq!(cgroup_room(root.path(), "3:hugetlb,memory:/docker/abc\n"), Some(50));
+        assert_eq!(cgroup_room(root.path(), "3:memory_x:/docker/abc\n"), None);
+        // In a container the path is often one of the host, which is not there: the root is the container's own.
+        write("", "600\n", 100);
+        assert_eq!(cgroup_room(root.path(), "7:memory:/not/here\n"), Some(500));
+    }
+
+    #[test]
+    fn with_both_versions_the_tighter_limit_counts() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("memory/a")).unwrap();
+        std::fs::create_dir_all(root.path().join("b")).unwrap();
+        let write = |path: &str, text: &str| std::fs::write(root.path().join(path), text).unwrap();
+        write("memory/a/memory.limit_in_bytes", "800\n");
+        write("memory/a/memory.stat", "total_rss 100\n");
+        write("b/memory.max", "900\n");
+        write("b/memory.stat", "anon 500\n");
+        assert_eq!(cgroup_room(root.path(), "4:memory:/a\n0::/b\n"), Some(400));
+        assert_eq!(cgroup_room(root.path(), "4:memory:/a\n0::/\n"), Some(700));
     }
 
     #[test]

@@ -104,7 +104,6 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos: String,
     eos: String,
-    source_bytes: usize,
 }
 
 impl ChatTemplate {
@@ -127,7 +126,7 @@ impl ChatTemplate {
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise_exception);
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| broken(&e))?;
-        let template = Self { environment, bos: bos.to_string(), eos: eos.to_string(), source_bytes: source.len() };
+        let template = Self { environment, bos: bos.to_string(), eos: eos.to_string() };
 
         let trial = serde_json::json!([{ "role": "user", "content": "Hello" }]);
         match template.run(&ChatInput::new(&trial)) {
@@ -147,11 +146,6 @@ impl ChatTemplate {
             Failure::Template(e) => explain(e),
             Failure::Chat(e) => e,
         })
-    }
-
-    /// Heap bytes held, an estimate: instructions take several times the source's length.
-    pub fn memory_bytes(&self) -> usize {
-        self.source_bytes * 32 + (128 << 10)
     }
 
     fn run(&self, input: &ChatInput<'_>) -> Result<String, Failure> {

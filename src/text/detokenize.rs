@@ -11,23 +11,17 @@ pub struct Detokenizer {
     /// The first bytes of a character that is not whole yet. Invariant: at most 3.
     pending: Vec<u8>,
     out: String,
-    special: bool,
 }
 
 impl Detokenizer {
-    /// A stream that shows no control tokens.
+    /// An empty stream.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A stream that shows control tokens too.
-    pub fn with_special() -> Self {
-        Self { special: true, ..Self::default() }
-    }
-
-    /// Takes a token; returns the text it completes, which may be empty.
+    /// Takes a token; returns the text it completes, which may be empty. Control tokens are not shown.
     pub fn push(&mut self, vocab: &Vocab, id: TokenId) -> &str {
-        self.push_bytes(vocab.token_bytes(id, self.special))
+        self.push_bytes(vocab.token_bytes(id, false))
     }
 
     /// Takes bytes; returns the text they complete.

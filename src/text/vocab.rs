@@ -304,19 +304,9 @@ impl<'m> Vocab<'m> {
         if id.index() < self.len() { self.texts.get(id.0) } else { &[] }
     }
 
-    /// The token with exactly this text in the file.
-    pub fn token(&self, text: &[u8]) -> Option<TokenId> {
-        self.texts.token(text)
-    }
-
     /// Whether the token is a control or unknown token.
     pub fn is_control(&self, id: TokenId) -> bool {
         matches!(self.kinds.get(id.index()), Some(Kind::Control | Kind::Unknown))
-    }
-
-    /// Whether the token ends an answer.
-    pub fn is_eog(&self, id: TokenId) -> bool {
-        self.eog.binary_search(&id).is_ok()
     }
 
     /// Every token that ends an answer, in order.
@@ -337,11 +327,6 @@ impl<'m> Vocab<'m> {
     /// Whether `encode` puts BOS in front when it adds special tokens.
     pub fn add_bos(&self) -> bool {
         self.add_bos
-    }
-
-    /// Whether `encode` puts EOS behind when it adds special tokens.
-    pub fn add_eos(&self) -> bool {
-        self.add_eos
     }
 
     /// Tokens in the vocabulary.

@@ -102,12 +102,14 @@ fn write_atomically(
         _ => Path::new("."),
     };
     let bytes = plan.file_bytes().map_err(&refused)?;
+    // First: what a cut left takes the space that is needed now.
+    remove_leftovers(folder, target);
     let folder = File::open(folder).map_err(io)?;
-    let space = fstatvfs(&folder).map_err(|errno| io(errno.into()))?;
-    let available_bytes = space.blocks_available().saturating_mul(space.fragment_size());
+    let available_bytes = available_bytes(&folder).map_err(io)?;
     if bytes > available_bytes {
         return Err(PackError::NoSpace { path: target.into(), needed_bytes: bytes, available_bytes });
     }
+    let failed = |error| write_failed(target, bytes, &folder, error);
     let mut signals = StopSignals::install().map_err(io)?;
     let mut file = Unfinished::create(target).map_err(io)?;
     let mut progress = Progress::new(plan.work_bytes());
@@ -117,14 +119,54 @@ fn write_atomically(
     });
     written.map_err(|error| match error {
         WriteError::Stopped => PackError::Stopped { path: target.into() },
-        WriteError::Io(source) => io(source),
+        WriteError::Io(source) => failed(source),
         model => refused(model),
     })?;
     progress.end();
-    file.put_in_place(bytes, target).map_err(io)?;
+    file.put_in_place(bytes, target).map_err(failed)?;
     // The name is durable when its folder is.
     folder.sync_all().map_err(io)?;
     Ok(bytes)
+}
+
+/// Bytes that an ordinary user may still write where `folder` is.
+fn available_bytes(folder: &File) -> std::io::Result<u64> {
+    let space = fstatvfs(folder)?;
+    Ok(space.blocks_available().saturating_mul(space.fragment_size()))
+}
+
+/// What stopped the writing: others may have filled the file system since it was looked at, and a quota is not seen there.
+fn write_failed(target: &Path, needed_bytes: u64, folder: &File, source: std::io::Error) -> PackError {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    if matches!(source.kind(), StorageFull | QuotaExceeded)
+        && let Ok(available_bytes) = available_bytes(folder)
+    {
+        return PackError::NoSpace { path: target.into(), needed_bytes, available_bytes };
+    }
+    PackError::Write { path: target.into(), source: source.into() }
+}
+
+/// What stands between a target's name and the id of the process that writes it.
+const UNFINISHED: &str = ".tmp-";
+
+/// Removes unfinished files of `target` that nobody writes any more: a process holds a lock on its own as long as it lives, whatever
+/// kills it. Best effort: one that cannot be removed is in nobody's way.
+fn remove_leftovers(folder: &Path, target: &Path) {
+    let (Some(name), Ok(entries)) = (target.file_name(), folder.read_dir()) else { return };
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let rest = found.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
+        let id = rest.and_then(|rest| rest.strip_prefix(UNFINISHED.as_bytes()));
+        let is_ours = id.is_some_and(|id| !id.is_empty() && id.iter().all(u8::is_ascii_digit));
+        if !is_ours || !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let path = entry.path();
+        let is_left = File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        if is_left && std::fs::remove_file(&path).is_ok() {
+            eprintln!("{}: removed, left by a run that was killed", path.display());
+        }
+    }
 }
 
 /// A file that goes away again unless it is put in place.
@@ -137,9 +179,11 @@ struct Unfinished {
 impl Unfinished {
     fn create(target: &Path) -> std::io::Result<Self> {
         let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".tmp-{}", std::process::id()));
+        name.push(format!("{UNFINISHED}{}", std::process::id()));
         let path = target.with_file_name(name);
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        // Says that it is being written. Not every file system has locks: there another run may take it for a leftover.
+        let _ = file.try_lock();
         Ok(Self { file, path: Some(path) })
     }
 
@@ -215,5 +259,22 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_fills_up_meanwhile_is_said_to_be_full() {
+        let folder = File::open(".").unwrap();
+        let mut full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = full.write_all(b"x").unwrap_err();
+        let said = write_failed(Path::new("out.hearth"), 4096, &folder, error);
+        assert!(matches!(said, PackError::NoSpace { needed_bytes: 4096, .. }), "{said}");
+        let other = write_failed(Path::new("out.hearth"), 4096, &folder, std::io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(other, PackError::Write { .. }), "{other}");
     }
 }

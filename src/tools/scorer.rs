@@ -3,9 +3,10 @@
 
 use super::LineError;
 use super::session::Session;
-use crate::model::forward::{BatchRow, Scratch, forward};
+use crate::model::forward::{BatchRow, forward};
 use crate::model::kv::{BlockTable, KvCache, blocks_for};
 use crate::model::reference;
+use crate::model::scratch::Scratch;
 use crate::text::TokenId;
 
 /// One sequence's cache and buffers, used for window after window.
@@ -27,11 +28,6 @@ impl<'m> Scorer<'m> {
         let scratch = Scratch::new(hyper, capacity.max_rows, capacity.max_outputs, session.workers.threads());
         let row = vec![0.0; hyper.n_vocab];
         Self { session, cache, scratch, row, reference }
-    }
-
-    /// The session.
-    pub fn session(&self) -> &Session<'m> {
-        &self.session
     }
 
     /// Runs a window from position 0; calls `each(position, logits)` for every position from `first` on.

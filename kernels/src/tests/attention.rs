@@ -1,7 +1,7 @@
 //! Attention: the specification against f64, every set against it by bits, blocks wherever the table says.
 
 use super::*;
-use crate::{AttentionArgs, AttentionScratch, KV_BLOCK, kv_block_len, kv_store};
+use crate::{AttentionArgs, AttentionScratch, KV_BLOCK, kv_block_len};
 
 /// One sequence of random keys and values in scattered blocks whose other bits are all NaN.
 struct Cache {
@@ -21,7 +21,7 @@ impl Cache {
         for p in 0..positions {
             let (k, v) = (rng.units(head_dim), rng.units(head_dim));
             let block = &mut plane[table[p / KV_BLOCK] as usize * len..][..len];
-            kv_store(block, p % KV_BLOCK, head_dim, &k, &v);
+            scalar().kv_store(block, p % KV_BLOCK, &k, &v);
             let round = |x: &f32| f16::from_f32(*x).to_f32();
             keys.push(k.iter().map(round).collect());
             values.push(v.iter().map(round).collect());
@@ -108,7 +108,11 @@ fn a_row_is_alone_beside_any_others() {
     let head_dim = 32;
     for (rows, heads) in [(2, 1), (4, 3), (8, 4), (3, 9), (32, 1), (13, 2)] {
         for positions in [1, 40, 60, 63, 64, 65, 120, 128, 190] {
-            let cache = Cache::new(positions + rows - 1, head_dim, &mut rng);
+            let mut cache = Cache::new(positions + rows - 1, head_dim, &mut rng);
+            // What only the last row sees is infinite: nothing of it may reach the others, not even as 0 × infinity.
+            let (last, len) = (positions + rows - 2, kv_block_len(head_dim));
+            let value = KV_BLOCK * head_dim + last % KV_BLOCK * head_dim;
+            cache.plane[cache.table[last / KV_BLOCK] as usize * len + value] = 0x7c00;
             let q = rng.units(rows * heads * head_dim);
             let (plane, table) = (&cache.plane, &cache.table);
             for kernels in Kernels::supported() {
@@ -121,6 +125,7 @@ fn a_row_is_alone_beside_any_others() {
                     let mut alone = vec![f32::NAN; row_len];
                     kernels.attention(&args, &mut alone, &mut scratch);
                     assert_same_bits(&alone, want, || format!("{kernels:?}: row {row} of {rows} from {positions} on"));
+                    assert!(row + 1 == rows || want.iter().all(|x| x.is_finite()), "{kernels:?}: row {row} of {rows}");
                 }
             }
         }
@@ -159,4 +164,30 @@ fn a_block_beyond_the_plane_is_refused() {
         scale: 1.0,
     };
     Kernels::detect().attention(&args, &mut [0.0; 32], &mut AttentionScratch::new());
+}
+
+#[test]
+fn every_set_stores_the_same_f16() {
+    let mut rng = Rng::new(29);
+    for head_dim in [16, 80] {
+        let mut row = || -> Vec<f32> {
+            let odd = [0.0, -0.0, 65504.0, 65519.9, 65520.0, -1e9, f32::INFINITY, 6e-8, -2.9e-8, 1.000_488_3, 1e-40];
+            let mut row: Vec<f32> = (0..head_dim).map(|_| 1e5 * rng.unit() * rng.unit()).collect();
+            row[..odd.len()].copy_from_slice(&odd);
+            row
+        };
+        let (k, v) = (row(), row());
+        for position in [0, 17, 63] {
+            let mut want = vec![0xffff; kv_block_len(head_dim)];
+            for d in 0..head_dim {
+                want[(position / 16 * head_dim + d) * 16 + position % 16] = f16::from_f32(k[d]).to_bits();
+                want[KV_BLOCK * head_dim + position * head_dim + d] = f16::from_f32(v[d]).to_bits();
+            }
+            for kernels in Kernels::supported().chain([Kernels::plain_scalar()]) {
+                let mut block = vec![0xffff; kv_block_len(head_dim)];
+                kernels.kv_store(&mut block, position, &k, &v);
+                assert_eq!(block, want, "{kernels:?}, position {position}");
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The same bits on every architecture: one computation through every operation, its hashes written down.
 
 use super::*;
-use crate::{AttentionArgs, AttentionScratch, QBlock, QBlockK, Rows, blocks_per_row, kv_block_len, kv_store};
+use crate::{AttentionArgs, AttentionScratch, QBlock, QBlockK, Rows, blocks_per_row, kv_block_len};
 
 /// Hashes of the products, in the order of `Format::ALL`.
 const PRODUCTS: [u64; 11] = [
@@ -90,7 +90,7 @@ fn attention_has_the_bits_written_down() {
         for p in 0..positions {
             let block = plane.chunks_mut(kv_block_len(head_dim)).nth(p / 64).unwrap();
             let (k, v) = (rng.units(head_dim), rng.units(head_dim));
-            kv_store(block, p % 64, head_dim, &k, &v);
+            kernels.kv_store(block, p % 64, &k, &v);
         }
         let q = rng.units(heads * head_dim);
         let args = AttentionArgs {

@@ -1,7 +1,7 @@
 //! Typed access to metadata: what a key is wanted as, or an error that names key, found type and wanted type.
 //! Next on the data's way: `model::vocab` and the model's hyperparameters.
 
-use super::value::{Array, Strings, Value};
+use super::value::{Strings, Value};
 use super::{Gguf, GgufError};
 
 impl<'m> Gguf<'m> {
@@ -11,14 +11,6 @@ impl<'m> Gguf<'m> {
     /// It is no integer, or does not fit.
     pub fn u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
         self.int(key, "u32")
-    }
-
-    /// The integer under `key` as `i32`.
-    ///
-    /// # Errors
-    /// It is no integer, or does not fit.
-    pub fn i32(&self, key: &str) -> Result<Option<i32>, GgufError> {
-        self.int(key, "i32")
     }
 
     /// The integer under `key` as `u64`.
@@ -64,17 +56,6 @@ impl<'m> Gguf<'m> {
             .map(std::str::from_utf8)
             .transpose()
             .map_err(|e| GgufError::NotUtf8 { key: key.to_string(), at: e.valid_up_to() })
-    }
-
-    /// The array under `key`, whatever its elements.
-    ///
-    /// # Errors
-    /// It is no array.
-    pub fn array(&self, key: &str) -> Result<Option<Array<'m>>, GgufError> {
-        self.typed(key, "array", |value| match value {
-            Value::Array(array) => Some(*array),
-            _ => None,
-        })
     }
 
     /// The strings under `key`, each as its bytes, decoded on demand.

@@ -8,7 +8,7 @@ use hearth_kernels::Format;
 pub const TILED_IDS: u32 = 0x4845_0000;
 
 macro_rules! ggml_types {
-    ($($id:literal $variant:ident $name:literal $block:literal $bytes:literal $removed:literal;)*) => {
+    ($($id:literal $variant:ident $name:literal $block:literal $bytes:literal;)*) => {
         /// A GGML tensor type, as numbered in GGUF files.
         #[allow(non_camel_case_types)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,62 +66,54 @@ macro_rules! ggml_types {
                     Self::Tiled(_) | Self::Unknown(_) => 0,
                 }
             }
-
-            /// Whether the format was withdrawn: old files hold it, nobody writes or loads it any more.
-            pub fn is_removed(self) -> bool {
-                match self {
-                    $(Self::$variant => $removed,)*
-                    Self::Tiled(_) | Self::Unknown(_) => false,
-                }
-            }
         }
     };
 }
 
 ggml_types! {
-    0 F32 "F32" 1 4 false;
-    1 F16 "F16" 1 2 false;
-    2 Q4_0 "Q4_0" 32 18 false;
-    3 Q4_1 "Q4_1" 32 20 false;
-    4 Q4_2 "Q4_2" 16 10 true;
-    5 Q4_3 "Q4_3" 16 12 true;
-    6 Q5_0 "Q5_0" 32 22 false;
-    7 Q5_1 "Q5_1" 32 24 false;
-    8 Q8_0 "Q8_0" 32 34 false;
-    9 Q8_1 "Q8_1" 32 36 false;
-    10 Q2_K "Q2_K" 256 84 false;
-    11 Q3_K "Q3_K" 256 110 false;
-    12 Q4_K "Q4_K" 256 144 false;
-    13 Q5_K "Q5_K" 256 176 false;
-    14 Q6_K "Q6_K" 256 210 false;
-    15 Q8_K "Q8_K" 256 292 false;
-    16 IQ2_XXS "IQ2_XXS" 256 66 false;
-    17 IQ2_XS "IQ2_XS" 256 74 false;
-    18 IQ3_XXS "IQ3_XXS" 256 98 false;
-    19 IQ1_S "IQ1_S" 256 50 false;
-    20 IQ4_NL "IQ4_NL" 32 18 false;
-    21 IQ3_S "IQ3_S" 256 110 false;
-    22 IQ2_S "IQ2_S" 256 82 false;
-    23 IQ4_XS "IQ4_XS" 256 136 false;
-    24 I8 "I8" 1 1 false;
-    25 I16 "I16" 1 2 false;
-    26 I32 "I32" 1 4 false;
-    27 I64 "I64" 1 8 false;
-    28 F64 "F64" 1 8 false;
-    29 IQ1_M "IQ1_M" 256 56 false;
-    30 BF16 "BF16" 1 2 false;
-    31 Q4_0_4_4 "Q4_0_4_4" 32 18 true;
-    32 Q4_0_4_8 "Q4_0_4_8" 32 18 true;
-    33 Q4_0_8_8 "Q4_0_8_8" 32 18 true;
-    34 TQ1_0 "TQ1_0" 256 54 false;
-    35 TQ2_0 "TQ2_0" 256 66 false;
-    36 IQ4_NL_4_4 "IQ4_NL_4_4" 32 18 true;
-    37 IQ4_NL_4_8 "IQ4_NL_4_8" 32 18 true;
-    38 IQ4_NL_8_8 "IQ4_NL_8_8" 32 18 true;
-    39 MXFP4 "MXFP4" 32 17 false;
-    40 NVFP4 "NVFP4" 64 36 false;
-    41 Q1_0 "Q1_0" 128 18 false;
-    42 Q2_0 "Q2_0" 64 18 false;
+    0 F32 "F32" 1 4;
+    1 F16 "F16" 1 2;
+    2 Q4_0 "Q4_0" 32 18;
+    3 Q4_1 "Q4_1" 32 20;
+    4 Q4_2 "Q4_2" 16 10;
+    5 Q4_3 "Q4_3" 16 12;
+    6 Q5_0 "Q5_0" 32 22;
+    7 Q5_1 "Q5_1" 32 24;
+    8 Q8_0 "Q8_0" 32 34;
+    9 Q8_1 "Q8_1" 32 36;
+    10 Q2_K "Q2_K" 256 84;
+    11 Q3_K "Q3_K" 256 110;
+    12 Q4_K "Q4_K" 256 144;
+    13 Q5_K "Q5_K" 256 176;
+    14 Q6_K "Q6_K" 256 210;
+    15 Q8_K "Q8_K" 256 292;
+    16 IQ2_XXS "IQ2_XXS" 256 66;
+    17 IQ2_XS "IQ2_XS" 256 74;
+    18 IQ3_XXS "IQ3_XXS" 256 98;
+    19 IQ1_S "IQ1_S" 256 50;
+    20 IQ4_NL "IQ4_NL" 32 18;
+    21 IQ3_S "IQ3_S" 256 110;
+    22 IQ2_S "IQ2_S" 256 82;
+    23 IQ4_XS "IQ4_XS" 256 136;
+    24 I8 "I8" 1 1;
+    25 I16 "I16" 1 2;
+    26 I32 "I32" 1 4;
+    27 I64 "I64" 1 8;
+    28 F64 "F64" 1 8;
+    29 IQ1_M "IQ1_M" 256 56;
+    30 BF16 "BF16" 1 2;
+    31 Q4_0_4_4 "Q4_0_4_4" 32 18;
+    32 Q4_0_4_8 "Q4_0_4_8" 32 18;
+    33 Q4_0_8_8 "Q4_0_8_8" 32 18;
+    34 TQ1_0 "TQ1_0" 256 54;
+    35 TQ2_0 "TQ2_0" 256 66;
+    36 IQ4_NL_4_4 "IQ4_NL_4_4" 32 18;
+    37 IQ4_NL_4_8 "IQ4_NL_4_8" 32 18;
+    38 IQ4_NL_8_8 "IQ4_NL_8_8" 32 18;
+    39 MXFP4 "MXFP4" 32 17;
+    40 NVFP4 "NVFP4" 64 36;
+    41 Q1_0 "Q1_0" 128 18;
+    42 Q2_0 "Q2_0" 64 18;
 }
 
 impl GgmlType {

@@ -1,5 +1,5 @@
 //! Which tokens end an answer. Files name one or two; the rest is known by its text, as other programs know it.
-//! Next on the data's way: `Vocab::is_eog`, asked for every generated token.
+//! Next on the data's way: `Vocab::eog_ids`, looked through for every generated token.
 
 use super::{Kind, SpecialIds, Texts};
 use crate::text::TokenId;

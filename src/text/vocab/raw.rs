@@ -29,8 +29,6 @@ pub struct RawVocab<'m, S> {
     pub add_eos: Option<bool>,
     /// Whether a space goes in front of text.
     pub add_space_prefix: Option<bool>,
-    /// How messages become a prompt (`tokenizer.chat_template`).
-    pub chat_template: Option<&'m str>,
 }
 
 /// Tokens with a role. An id outside the vocabulary counts as absent.

@@ -22,7 +22,6 @@ fn raw(model: &'static str, tokens: &[&'static str]) -> RawVocab<'static, List> 
         add_bos: None,
         add_eos: None,
         add_space_prefix: None,
-        chat_template: None,
     }
 }
 
@@ -48,7 +47,7 @@ fn sentencepiece_merges_by_score_and_falls_back_to_bytes() {
     assert_eq!(vocab.decode(&[TokenId(1), TokenId(8)], true), b"<s> a");
     assert_eq!(vocab.token_bytes(TokenId(3), false), b"\n");
     assert_eq!(vocab.token_bytes(TokenId(99), true), b"");
-    assert!(vocab.is_eog(TokenId(2)) && !vocab.is_eog(TokenId(1)));
+    assert_eq!(vocab.eog_ids(), [TokenId(2)]);
 }
 
 #[test]
@@ -61,7 +60,7 @@ fn byte_level_merges_by_rank() {
     assert_eq!(ids(&vocab, "ab ab", true, false), [3, 4]);
     assert_eq!(ids(&vocab, "ba", false, false), [1, 0]);
     assert_eq!(ids(&vocab, "<|im_end|>", false, true), [5], "a control token by its text, whatever its type says");
-    assert!(vocab.is_control(TokenId(5)) && vocab.is_eog(TokenId(5)));
+    assert!(vocab.is_control(TokenId(5)) && vocab.eog_ids().contains(&TokenId(5)));
     assert_eq!(vocab.token_bytes(TokenId(4), false), b" ab");
     assert_eq!(vocab.token_bytes(TokenId(6), false), b"\xe9");
 }
