@@ -297,7 +297,10 @@ impl Supervisor<'_> {
         let Some((fault, _)) = self.fault.filter(|(_, at)| now >= *at) else { return };
         self.fault = None;
         self.console.say(&fault.record());
-        self.record(&fault.record());
+        if let Err(error) = self.serve.records.add(console::since_boot(), &fault.record()) {
+            // Nobody would know after the restart that it happened, and it would happen for ever.
+            return self.console.say(&format!("it does not happen: {}: {error}", self.serve.records.path().display()));
+        }
         match fault {
             Fault::Kill => self.signal(Signal::SIGKILL),
             Fault::Stop => self.signal(Signal::SIGSTOP),
