@@ -8,12 +8,14 @@ mod models;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hearth::init::console::Console;
 use hearth::init::supervise::{Ending, Serve, run};
 use hearth::init::watchdog::Watchdog;
+use hearth::sys::record::Records;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -86,19 +88,30 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
     let console = ttyname(&pty.slave).unwrap();
     let mut terminal = Terminal { master: File::from(pty.master), seen: String::new() };
     let text = |text: &str| std::ffi::OsString::from(text);
-    let serve = Serve {
-        program: PathBuf::from(env!("CARGO_BIN_EXE_hearth")),
-        models: vec![no_model.clone(), model],
-        arguments: vec![
+    let (socket, failures) = (folder.path().join("hearth.sock"), folder.path().join("failures"));
+    let arguments = |ctx: &str| {
+        vec![
             text("--socket"),
-            folder.path().join("hearth.sock").into(),
+            socket.clone().into(),
+            text("--records"),
+            failures.clone().into(),
             text("--tty"),
             console.clone().into(),
             text("--ctx"),
-            text("256"),
+            text(ctx),
             text("--sequences"),
             text("1"),
-        ],
+        ]
+    };
+    let serve = Serve {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_hearth")),
+        models: vec![no_model.clone(), model],
+        // More than any memory has.
+        arguments: arguments("1000000"),
+        defaults: arguments("256"),
+        records: Records::at(&failures),
+        user: None,
+        fault: None,
     };
     let supervisor = std::thread::spawn({
         let dog = dog.clone();
@@ -111,6 +124,7 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
 
     let start = terminal.until("hearth: ready\r\n");
     assert!(start.contains(no_model.to_str().unwrap()) && start.contains("the next model is tried"), "{start}");
+    assert_eq!(start.matches("it is tried without the settings of hearth.toml").count(), 2, "{start}");
     terminal.until("> ");
     terminal.answers();
 
@@ -130,7 +144,19 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
 
     let fed = std::fs::read(&dog).unwrap();
     assert!(fed.len() > 3 && fed.iter().all(|&byte| byte == 0), "fed, and never told to stop");
-    terminal.type_in("/poweroff\r");
-    terminal.until("switching off\r\n");
+    terminal.type_in("/status\r");
+    let status = terminal.until("\n> ");
+    let recorded: Vec<_> = status.lines().filter_map(|line| Some(line.strip_prefix("failure")?.trim())).collect();
+    let ends = ["no sign of life for 3 s", "serve ended: SIGKILL", "serve ended: SIGKILL", "serve ended: exit code 74"];
+    assert_eq!(recorded.len(), ends.len(), "{status}");
+    for (number, (record, end)) in recorded.iter().zip(ends).enumerate() {
+        assert!(record.starts_with(&format!("{} +", number + 1)) && record.ends_with(end), "{record}");
+    }
+
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"POST /poweroff HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 ") && reply.ends_with("{\"status\":\"stopping\"}"), "{reply}");
     assert_eq!(supervisor.join().unwrap(), Ending::PowerOff);
 }

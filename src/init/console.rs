@@ -41,6 +41,12 @@ pub enum Command {
     PowerOff,
     /// Start again.
     Reboot,
+    /// Print the kernel's log.
+    Log,
+    /// Make the state partition anew, empty.
+    ResetState,
+    /// Leave the maintenance menu and start serve.
+    Start,
     /// Anything else.
     Unknown,
 }
@@ -52,6 +58,9 @@ impl Command {
             b"/status" => Some(Self::Status),
             b"/poweroff" => Some(Self::PowerOff),
             b"/reboot" => Some(Self::Reboot),
+            b"/log" => Some(Self::Log),
+            b"/reset-state" => Some(Self::ResetState),
+            b"/start" => Some(Self::Start),
             _ => Some(Self::Unknown),
         }
     }
@@ -137,6 +146,11 @@ impl Console {
             // A line that is gone has nothing left to send.
             let _ = tcdrain(tty);
         }
+    }
+
+    /// A line for the console alone: what it says is in the log, or told again at any time.
+    pub fn show(&mut self, line: &str) {
+        self.print(&format!("{}\r\n", bounded(line)));
     }
 
     fn print(&mut self, text: &str) {

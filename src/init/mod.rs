@@ -7,13 +7,16 @@
 //! | `mount_kernel_file_systems` | /dev, /proc, /sys, /run | said on the console, and on |
 //! | `load_modules` | drivers that the kernel has as files; the watchdog's first, armed at once | the same |
 //! | `open_card` | FAT, model, state | what is on it is missing |
+//! | [`rescue::run`] | where the kernel's command line says `hearth.rescue`: a menu and no model | |
 //! | [`supervise::run`] | serve, until somebody switches off | restart of serve, then of the machine |
 //! | `end` | unmount, power off or restart | the watchdog bites |
 
 pub mod card;
 pub mod console;
+pub mod fault;
 pub mod judge;
 pub mod modules;
+pub mod rescue;
 pub mod state;
 pub mod supervise;
 pub mod table;
@@ -31,11 +34,14 @@ use nix::unistd::{Pid, sync};
 
 use self::card::{CARD_TIMEOUT, Card, PartitionError};
 use self::console::Console;
+use self::fault::Fault;
 use self::modules::{LIST, listed};
+
 use self::supervise::{Ending, Serve};
 use self::table::{BOOT, MODEL, MOUNTS, Mount, PARTITIONS, Partition, SEAL, SETTINGS, Setting};
 use self::watchdog::Watchdog;
 use crate::config::{Config, Serial};
+use crate::sys::record::{RECORDS, Records};
 
 /// The socket that apps on the board talk to.
 pub const SOCKET: &str = "/run/hearth/hearth.sock";
@@ -43,6 +49,8 @@ pub const SOCKET: &str = "/run/hearth/hearth.sock";
 pub const CONFIG: &str = "hearth.toml";
 /// Models inside the initramfs, for boards whose card the kernel cannot read.
 pub const OWN_MODELS: &str = "/lib/hearth/models";
+/// User and group of `hearth serve`: nobody else's.
+pub const SERVE_ID: u32 = 100;
 /// Where PID 1 itself fails, the machine starts again after this time; somebody may read why until then.
 pub const FAILURE_REST: Duration = Duration::from_secs(5);
 
@@ -65,8 +73,16 @@ pub fn run() -> ! {
     set(&SETTINGS, &mut console);
     let mut watchdog = load_modules(&options, &mut console);
     set(&SEAL, &mut console);
-    open_card(&mut console, watchdog.as_mut());
-    let ending = serve(&mut console, watchdog.as_mut());
+    let card = open_card(&mut console, watchdog.as_mut());
+    record_panics();
+    let asked = match options.rescue {
+        true => rescue::run(card.as_ref(), &mut console, watchdog.as_mut()),
+        false => rescue::Asked::Start,
+    };
+    let ending = match asked {
+        rescue::Asked::End(ending) => ending,
+        rescue::Asked::Start => serve(&options, &mut console, watchdog.as_mut()),
+    };
     end(ending, &mut console)
 }
 
@@ -75,11 +91,21 @@ pub fn run() -> ! {
 struct Options {
     /// `hearth.watchdog=off`: leave the hardware watchdog alone (QEMU's Raspberry Pi machines restart when it is opened).
     watchdog: bool,
+    /// `hearth.rescue`: no model is started; the maintenance menu is on the console.
+    rescue: bool,
+    /// `hearth.fault=KIND`: a failure on purpose.
+    fault: Option<Fault>,
 }
 
 impl Options {
     fn parse(cmdline: &str) -> Self {
-        Self { watchdog: !cmdline.split_whitespace().any(|word| word == "hearth.watchdog=off") }
+        let has = |wanted| cmdline.split_whitespace().any(|word| word == wanted);
+        let fault = cmdline.split_whitespace().find_map(|word| word.strip_prefix("hearth.fault="));
+        Self {
+            watchdog: !has("hearth.watchdog=off"),
+            rescue: has("hearth.rescue"),
+            fault: fault.and_then(Fault::named),
+        }
     }
 }
 
@@ -138,13 +164,13 @@ fn arm(console: &mut Console) -> Option<Watchdog> {
     }
 }
 
-fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
+fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) -> Option<Card> {
     let card = Card::wait(CARD_TIMEOUT, || {
         if let Some(watchdog) = &mut watchdog {
             watchdog.feed(Instant::now());
         }
     });
-    match card {
+    match &card {
         None => console.say(&format!("no card showed itself within {} s", CARD_TIMEOUT.as_secs())),
         Some(card) => {
             if let Err(error) = card.read_ahead() {
@@ -154,9 +180,13 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
                 match card.mount(partition) {
                     Ok(()) => {}
                     Err(PartitionError::Mount { source, .. })
-                        if partition.is_ours && state::is_beyond_repair(source) =>
+                        if partition.is_ours
+                            && card
+                                .partition(partition.number)
+                                .is_some_and(|device| state::is_beyond_repair(source, &device)) =>
                     {
-                        make_anew(&card, partition, console, watchdog.as_deref_mut());
+                        console.say(&format!("partition {} is beyond repair", partition.number));
+                        make_anew(card, partition, console, watchdog.as_deref_mut());
                     }
                     Err(error) => console.say(&error.to_string()),
                 }
@@ -166,12 +196,13 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
     }
     // Nothing is written to the file system in memory from here on; where the kernel does not do it, nothing depends on it.
     let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
+    card
 }
 
 /// Replaces a file system that cannot be read by an empty one, and mounts that.
 fn make_anew(card: &Card, partition: &Partition, console: &mut Console, mut watchdog: Option<&mut Watchdog>) {
     let Partition { number, target, reason, .. } = partition;
-    console.say(&format!("partition {number} is beyond repair and made anew, empty ({reason})"));
+    console.say(&format!("partition {number} is made anew, empty ({reason})"));
     let Some(device) = card.partition(*number) else { return };
     let made = state::recreate(&device, Path::new(state::BLUEPRINT), || {
         if let Some(watchdog) = &mut watchdog {
@@ -189,7 +220,7 @@ fn make_anew(card: &Card, partition: &Partition, console: &mut Console, mut watc
 }
 
 /// Starts serve and looks after it.
-fn serve(console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
+fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
     let config = Config::read(&Path::new(BOOT).join(CONFIG)).unwrap_or_else(|error| {
         console.say(&format!("{CONFIG} is left out: {error}"));
         Config::default()
@@ -198,7 +229,16 @@ fn serve(console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
         console.say(&format!("the folder of {SOCKET}: {error}"));
     }
     let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
-    let serve = Serve { program, models: models(&config, console), arguments: arguments(&config, console.path()) };
+    let serve = Serve {
+        program,
+        models: models(&config, console),
+        arguments: arguments(&config, console.path()),
+        // The line stays the one that was chosen.
+        defaults: arguments(&Config { serial: config.serial.clone(), ..Config::default() }, console.path()),
+        records: Records::at(RECORDS),
+        user: let_serve_be_nobody(&config, console),
+        fault: options.fault,
+    };
     if let Some(model) = serve.models.first() {
         console.stamp(&format!("starting with {}", model.display()));
     }
@@ -207,6 +247,35 @@ fn serve(console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
         std::thread::sleep(FAILURE_REST);
         Ending::Reboot
     })
+}
+
+/// Gives the user that serve runs as what it needs to have of its own: the socket's folder and its line. `None`: it stays root.
+fn let_serve_be_nobody(config: &Config, console: &mut Console) -> Option<u32> {
+    let tty = match &config.serial {
+        Serial::Console => console.path().map(Path::to_owned),
+        Serial::Device(path) => Some(path.clone()),
+        Serial::Off => None,
+    };
+    let folder = Path::new(SOCKET).parent().map(Path::to_owned);
+    for path in folder.into_iter().chain(tty) {
+        // A line that is absent may come later; then it is not serve's, and the log says so.
+        if let Err(error) = std::os::unix::fs::chown(&path, Some(SERVE_ID), Some(SERVE_ID)) {
+            console.log(&format!("{} does not become serve's: {error}", path.display()));
+        }
+    }
+    Some(SERVE_ID)
+}
+
+/// From now on a panic of this process leaves a record. The kernel starts the machine again after it.
+fn record_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        // The place alone: what a panic says may hold a value.
+        let place = info.location().map_or("an unknown place".to_owned(), ToString::to_string);
+        // There is nothing left to tell where the card does not take it.
+        let _ = Records::at(RECORDS).add(console::since_boot(), &format!("PID 1 panicked at {place}"));
+        usual(info);
+    }));
 }
 
 /// The models to try: the one that is configured, then those on the card, then those of the image.
@@ -226,7 +295,7 @@ fn models(config: &Config, console: &mut Console) -> Vec<PathBuf> {
 
 /// What serve is told beside its model.
 fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = vec!["--socket".into(), SOCKET.into()];
+    let mut arguments: Vec<OsString> = ["--socket", SOCKET, "--records", RECORDS].map(OsString::from).to_vec();
     let tty = match &config.serial {
         Serial::Console => console,
         Serial::Device(path) => Some(path.as_path()),
@@ -285,7 +354,8 @@ mod tests {
             let words = arguments(config, Some(Path::new("/dev/ttyAMA0")));
             words.into_iter().map(|word| word.into_string().unwrap_or_default()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(words(&Config::default()), "--socket /run/hearth/hearth.sock --tty /dev/ttyAMA0");
+        let place = "--socket /run/hearth/hearth.sock --records /state/failures";
+        assert_eq!(words(&Config::default()), format!("{place} --tty /dev/ttyAMA0"));
         let config = Config {
             ctx: Some(64),
             sequences: Some(2),
@@ -294,10 +364,7 @@ mod tests {
             serial: Serial::Off,
             model: None,
         };
-        assert_eq!(
-            words(&config),
-            "--socket /run/hearth/hearth.sock --ctx 64 --sequences 2 --max-tokens 3 --temperature 0.5"
-        );
+        assert_eq!(words(&config), format!("{place} --ctx 64 --sequences 2 --max-tokens 3 --temperature 0.5"));
         let config = Config { serial: Serial::Device("/dev/ttyS1".into()), ..Config::default() };
         assert!(words(&config).ends_with("--tty /dev/ttyS1"));
     }
@@ -312,5 +379,8 @@ mod tests {
         assert!(Options::parse("quiet panic=5\n").watchdog);
         assert!(!Options::parse("quiet hearth.watchdog=off panic=5\n").watchdog);
         assert!(Options::parse("xhearth.watchdog=off").watchdog);
+        assert_eq!(Options::parse("a hearth.fault=stop b").fault, Some(Fault::Stop));
+        assert_eq!(Options::parse("hearth.fault=").fault, None);
+        assert!(Options::parse("a hearth.rescue b").rescue && !Options::parse("hearth.rescued").rescue);
     }
 }

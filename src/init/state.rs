@@ -16,13 +16,30 @@ pub const BLOCK_BYTES: usize = 4096;
 /// Largest partition that is made anew, in bytes: more than that is not the state of an appliance.
 pub const MAX_STATE_BYTES: u64 = 1 << 30;
 
+/// Where ext4's superblock says that it is one, in bytes from the device's start.
+const EXT4_MAGIC_AT: u64 = 1024 + 56;
+const EXT4_MAGIC: [u8; 2] = 0xEF53_u16.to_le_bytes();
 /// Zeros written at once, in bytes.
 const ZEROS_BYTES: usize = 1 << 20;
 
-/// Whether an error of mount(2) says that there is no such file system on the device, or a damaged one. Others, such as a driver that is
-/// missing, are no reason to write.
-pub fn is_beyond_repair(error: Errno) -> bool {
-    matches!(error, Errno::EINVAL | Errno::EUCLEAN | Errno::EBADMSG)
+/// Whether an error of mount(2) says that there is no such file system on `device`, or a damaged one. Others, such as a driver that is
+/// missing, are no reason to write. EINVAL is said of an option or a feature that this kernel does not know, too: it counts only where
+/// the device can be read and has no superblock.
+pub fn is_beyond_repair(error: Errno, device: &Path) -> bool {
+    match error {
+        Errno::EUCLEAN | Errno::EBADMSG => true,
+        Errno::EINVAL => has_superblock(device).is_ok_and(|has| !has),
+        _ => false,
+    }
+}
+
+/// Whether an ext4 superblock begins where it should.
+fn has_superblock(device: &Path) -> io::Result<bool> {
+    let mut magic = [0; EXT4_MAGIC.len()];
+    let mut device = File::open(device)?;
+    device.seek(SeekFrom::Start(EXT4_MAGIC_AT))?;
+    device.read_exact(&mut magic)?;
+    Ok(magic == EXT4_MAGIC)
 }
 
 /// Makes the file system on `device` anew after `blueprint`, calling `meanwhile` now and then; it is on the card when this returns.
@@ -100,9 +117,18 @@ mod tests {
 
     #[test]
     fn only_a_damaged_file_system_is_made_anew() {
-        assert!(is_beyond_repair(Errno::EUCLEAN) && is_beyond_repair(Errno::EINVAL));
+        let folder = tempfile::tempdir().unwrap();
+        let (empty, ext4) = (folder.path().join("empty"), folder.path().join("ext4"));
+        let mut bytes = vec![0; BLOCK_BYTES];
+        std::fs::write(&empty, &bytes).unwrap();
+        bytes[1080..1082].copy_from_slice(&[0x53, 0xEF]);
+        std::fs::write(&ext4, &bytes).unwrap();
+        assert!(is_beyond_repair(Errno::EUCLEAN, &ext4) && is_beyond_repair(Errno::EBADMSG, &ext4));
+        assert!(is_beyond_repair(Errno::EINVAL, &empty));
+        assert!(!is_beyond_repair(Errno::EINVAL, &ext4), "an option or a feature that the kernel does not know");
+        assert!(!is_beyond_repair(Errno::EINVAL, &folder.path().join("none")), "what cannot be read is not written");
         for transient in [Errno::ENODEV, Errno::EIO, Errno::ENXIO, Errno::EBUSY, Errno::ENOMEM, Errno::EACCES] {
-            assert!(!is_beyond_repair(transient), "{transient}");
+            assert!(!is_beyond_repair(transient, &empty), "{transient}");
         }
     }
 }

@@ -5,6 +5,8 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,10 +19,12 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::console::{self, Console};
+use super::fault::{self, Fault};
 use super::judge::{Action, End, Judge};
 use super::watchdog::Watchdog;
 use crate::sys::heartbeat::{Line, Message};
 use crate::sys::poll::{Interest, Poller, Ready};
+use crate::sys::record::Records;
 use crate::sys::signals::SignalLine;
 
 /// How often the loop looks at the clock when nothing happens.
@@ -38,6 +42,9 @@ pub const LOG_READS_PER_ROUND: usize = 16;
 /// Longest line of serve's log, in bytes; a longer one is cut in two.
 pub const MAX_LOG_LINE_BYTES: usize = 4096;
 
+/// What the runtime says of a panic, in front of its place.
+const PANICKED: &str = "panicked at ";
+
 const TERMINATE: u64 = 0;
 const INTERRUPT: u64 = 1;
 const CHILD: u64 = 2;
@@ -54,6 +61,14 @@ pub struct Serve {
     pub models: Vec<PathBuf>,
     /// Arguments behind `serve --supervised --model MODEL`.
     pub arguments: Vec<OsString>,
+    /// The same without what somebody set: for a model that refuses the settings.
+    pub defaults: Vec<OsString>,
+    /// Where failures are recorded.
+    pub records: Records,
+    /// User and group to run it as; `None`: as this process.
+    pub user: Option<u32>,
+    /// A failure on purpose.
+    pub fault: Option<Fault>,
 }
 
 /// Why the loop ended.
@@ -81,6 +96,9 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         judge: Judge::new(Instant::now()),
         child: None,
         model: 0,
+        without_settings: false,
+        panicked: None,
+        fault: None,
         last_end: None,
         listening: false,
         stopping: None,
@@ -103,6 +121,12 @@ struct Supervisor<'a> {
     child: Option<Child>,
     /// Which of the models is tried.
     model: usize,
+    /// It is tried without what somebody set.
+    without_settings: bool,
+    /// Where the serve that runs says it panicked.
+    panicked: Option<String>,
+    /// A failure on purpose, and when it happens.
+    fault: Option<(Fault, Instant)>,
     /// How serve ended last.
     last_end: Option<String>,
     /// The console's input is ours, and not serve's.
@@ -143,7 +167,10 @@ impl Supervisor<'_> {
             match self.stopping {
                 Some(stopping) if self.child.is_none() => return Ok(stopping.ending),
                 Some(stopping) => self.press(stopping, now),
-                None => self.act(now),
+                None => {
+                    self.act(now);
+                    self.fail_on_purpose(now);
+                }
             }
             if let Some(watchdog) = &mut self.watchdog
                 && (self.stopping.is_some() || self.judge.is_healthy(now))
@@ -223,8 +250,9 @@ impl Supervisor<'_> {
                 let state = if self.child.is_some() { "serve is loading" } else { "serve is not running" };
                 let before = self.last_end.as_deref().unwrap_or("nothing ended yet");
                 self.console.say(&format!("{state}; {model}; {before}"));
+                show_records(self.console, &self.serve.records);
             }
-            Some(console::Command::Unknown) => {
+            Some(_) => {
                 self.console.say("no model answers yet; /status, /poweroff and /reboot are understood");
             }
         }
@@ -234,7 +262,11 @@ impl Supervisor<'_> {
         self.judge.ready(now);
         // Before serve reads there, and before the console says so.
         self.share_console();
-        self.console.stamp("serve is up");
+        let user = self.child.as_ref().and_then(|child| std::fs::metadata(format!("/proc/{}", child.pid)).ok());
+        let user = user.map_or("an unknown user".to_owned(), |process| format!("user {}", process.uid()));
+        self.console.stamp(&format!("serve is up as {user}"));
+        let fault = self.serve.fault.filter(|fault| !fault.has_happened(&self.serve.records));
+        self.fault = fault.map(|fault| (fault, now + fault::AFTER));
         self.console.say("ready");
         if let Some(child) = &self.child {
             // Serve goes on in any case after a moment.
@@ -250,19 +282,42 @@ impl Supervisor<'_> {
             Some(Action::Kill(reason)) => {
                 self.judge.killed(now);
                 self.console.say(&format!("serve is killed: {reason}"));
+                self.record(&format!("serve is killed: {reason}"));
                 self.signal(Signal::SIGKILL);
             }
             Some(Action::GiveUp) => {
                 self.console.say("serve ended too often without an answer: the machine starts again");
+                self.record("serve ended too often without an answer");
                 self.stop(Ending::Reboot, now);
             }
+        }
+    }
+
+    fn fail_on_purpose(&mut self, now: Instant) {
+        let Some((fault, _)) = self.fault.filter(|(_, at)| now >= *at) else { return };
+        self.fault = None;
+        self.console.say(&fault.record());
+        if let Err(error) = self.serve.records.add(console::since_boot(), &fault.record()) {
+            // Nobody would know after the restart that it happened, and it would happen for ever.
+            return self.console.say(&format!("it does not happen: {}: {error}", self.serve.records.path().display()));
+        }
+        match fault {
+            Fault::Kill => self.signal(Signal::SIGKILL),
+            Fault::Stop => self.signal(Signal::SIGSTOP),
+            Fault::Hang => loop {
+                std::thread::sleep(AWAY);
+            },
+            Fault::Panic => panic!("on purpose"),
         }
     }
 
     fn start(&mut self, now: Instant) {
         self.judge.started(now);
         let started = match self.serve.models.get(self.model) {
-            Some(model) => spawn(self.serve, model),
+            Some(model) => {
+                let set = if self.without_settings { &self.serve.defaults } else { &self.serve.arguments };
+                spawn(self.serve, model, set)
+            }
             None => Err(io::Error::other("there is no model: put a .gguf into models/ on the card's first partition")),
         };
         match started {
@@ -311,17 +366,27 @@ impl Supervisor<'_> {
             WaitStatus::Signaled(_, signal, _) => signal.to_string(),
             other => format!("{other:?}"),
         };
+        let panicked = self.panicked.take();
         self.last_end = Some(format!("the last one ended with {how}"));
         if self.stopping.is_some() {
             return self.console.log(&format!("serve ended: {how}"));
         }
         if end == End::Refused {
+            if !self.without_settings && self.serve.arguments != self.serve.defaults {
+                self.without_settings = true;
+                self.console.say(&format!("serve ended: {how}; it is tried without the settings of hearth.toml"));
+                return self.judge.try_now(now);
+            }
+            self.without_settings = false;
             self.model += 1;
             if self.serve.models.get(self.model).is_some() {
                 self.console.say(&format!("serve ended: {how}; the next model is tried"));
                 return self.judge.try_now(now);
             }
             self.model = 0;
+        } else {
+            let place = panicked.map(|place| format!(", {place}")).unwrap_or_default();
+            self.record(&format!("serve ended: {how}{place}"));
         }
         self.console.say(&format!("serve ended: {how}; it is started again in {:.2} s", rest.as_secs_f64()));
     }
@@ -344,6 +409,10 @@ impl Supervisor<'_> {
                 let line: Vec<u8> = child.unfinished.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line);
                 let line = line.trim_end().trim_start_matches("hearth: ");
+                // The place alone: what follows may hold a value. It stands on a line of its own.
+                if let Some(at) = line.find(PANICKED).filter(|_| line.starts_with("thread '")) {
+                    self.panicked = line.get(at..).map(|place| place.trim_end_matches(':').to_owned());
+                }
                 if line.starts_with("[INFO]") || line.starts_with("[DEBUG]") || self.judge.is_serving() {
                     self.console.log(line);
                 } else {
@@ -376,6 +445,13 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Keeps a failure on the card. Before the next start, so that a start that fails as well leaves this one.
+    fn record(&mut self, why: &str) {
+        if let Err(error) = self.serve.records.add(console::since_boot(), why) {
+            self.console.log(&format!("{}: {error}", self.serve.records.path().display()));
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(child) = &self.child {
             // It is not reaped yet, so the number is still its own.
@@ -384,14 +460,26 @@ impl Supervisor<'_> {
     }
 }
 
-fn spawn(serve: &Serve, model: &Path) -> io::Result<Child> {
+/// What failed since the state partition was made.
+pub(super) fn show_records(console: &mut Console, records: &Records) {
+    let lines = records.read();
+    console.show(&format!("{} failures are on record, the newest last", lines.len()));
+    lines.iter().for_each(|line| console.show(line));
+}
+
+fn spawn(serve: &Serve, model: &Path, arguments: &[OsString]) -> io::Result<Child> {
     let (line, childs_end) = Line::pair()?;
     let (log, childs_log) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let child = Command::new(&serve.program)
+    let mut command = Command::new(&serve.program);
+    if let Some(id) = serve.user {
+        // Supplementary groups and all capabilities go with it.
+        command.uid(id).gid(id);
+    }
+    let child = command
         .args(["serve", "--supervised", "--model"])
         .arg(model)
-        .args(&serve.arguments)
+        .args(arguments)
         .env_clear()
         .stdin(Stdio::from(childs_end))
         .stdout(Stdio::null())

@@ -16,7 +16,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{MsgFlags, getsockopt, recv};
+use nix::unistd::Uid;
 
 use crate::engine::queue::RequestId;
 use crate::sys::poll::Interest;
@@ -112,6 +114,11 @@ impl Conn {
 
     pub(super) fn state(&self) -> State {
         self.state
+    }
+
+    /// The user at the other end when it connected.
+    pub(super) fn peer_uid(&self) -> Option<Uid> {
+        getsockopt(&self.stream, PeerCredentials).ok().map(|peer| Uid::from_raw(peer.uid()))
     }
 
     /// The engine's request that this connection waits for.

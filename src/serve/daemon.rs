@@ -52,6 +52,9 @@ pub struct ServeArgs {
     /// Standard input is the line to `hearth` as PID 1, which looks after this process
     #[arg(long, hide = true)]
     supervised: bool,
+    /// Where PID 1 records failures
+    #[arg(long, hide = true, value_name = "FILE", requires = "supervised")]
+    records: Option<PathBuf>,
 }
 
 /// How much at once, and what the chat looks like.
@@ -133,6 +136,11 @@ impl DaemonError {
 /// It cannot start, or its I/O loop failed.
 pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
     log_to_stderr(LevelFilter::Info);
+    if args.supervised {
+        // Whatever happens to this process, nothing that it executes has more rights than it has itself.
+        let what = "giving up new privileges".to_owned();
+        nix::sys::prctl::set_no_new_privs().map_err(|e| DaemonError::Io { what, source: e.into() })?;
+    }
     if !args.temperature.is_finite() || args.temperature < 0.0 {
         return Err(DaemonError::Usage(format!(
             "--temperature is {}, must be finite and at least 0",
@@ -149,7 +157,8 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
     let what = "--supervised wants the supervisor's socket as standard input";
     let supervisor = supervisor.map_err(|source| DaemonError::Io { what: what.into(), source })?;
     let ready = Box::new(|socket: &Path| log::info!("ready: {}", socket.display()));
-    let outside = Outside { socket: Some(&socket), tty: args.tty.as_deref(), stop: None, supervisor, ready };
+    let (tty, records) = (args.tty.as_deref(), args.records.as_deref());
+    let outside = Outside { socket: Some(&socket), tty, stop: None, supervisor, records, ready };
     serve(&args.model, &args.capacity, defaults, outside)
 }
 
@@ -178,7 +187,7 @@ pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send
             // The client may have gone already; then nobody waits for this.
             let _ = tell_ready.send(socket.to_owned());
         });
-        let outside = Outside { socket: None, tty: None, stop: Some(stopped), supervisor: None, ready };
+        let outside = Outside { socket: None, tty: None, stop: Some(stopped), supervisor: None, records: None, ready };
         let served = serve(model, capacity, Defaults::default(), outside);
         let answer = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         served.map(|()| answer)
@@ -194,6 +203,7 @@ struct Outside<'a> {
     /// Ends the daemon as a signal would.
     stop: Option<UnixStream>,
     supervisor: Option<heartbeat::Line>,
+    records: Option<&'a Path>,
     /// Told where the daemon listens, once it does.
     ready: Box<dyn FnOnce(&Path) + Send + 'a>,
 }
@@ -204,7 +214,7 @@ fn serve(
     defaults: Defaults,
     outside: Outside<'_>,
 ) -> Result<(), DaemonError> {
-    let Outside { socket, tty, stop, supervisor, ready } = outside;
+    let Outside { socket, tty, stop, supervisor, records, ready } = outside;
     let wanted = Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS);
     let cpus = cpu::allowed_cpus();
     with_model(model, wanted, |session| {
@@ -266,6 +276,7 @@ fn serve(
                     signals: stop.is_none(),
                     stop,
                     supervisor,
+                    records,
                     ready,
                 };
                 Ok(super::run(setup, link)?)

@@ -63,6 +63,8 @@ pub struct ServeSetup<'a> {
     pub stop: Option<UnixStream>,
     /// Whoever started this process and looks after it.
     pub supervisor: Option<Supervisor>,
+    /// Where the supervisor records failures, for `/status`.
+    pub records: Option<&'a Path>,
     /// Called once the socket takes connections.
     pub ready: Box<dyn FnOnce() + 'a>,
 }

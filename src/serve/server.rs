@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::unistd::{Uid, geteuid};
+use serde_json::{Value, json};
 
 use super::conn::{Conn, State};
 use super::listener::SocketFile;
@@ -24,10 +26,14 @@ use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSe
 use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::heartbeat::{BEAT_EVERY, Message};
 use crate::sys::poll::{Interest, Poller, Ready};
+use crate::sys::record::Records;
 use crate::sys::signals::StopSignals;
 use crate::wire::http::{self, Reply, Request};
 use crate::wire::openai::{self, Call, Emitter};
 use crate::wire::{Reject, Status, Usage};
+
+/// Who asks for the machine's end where there is no appliance hears this.
+const NO_APPLIANCE: &str = "this is no appliance: whoever started the daemon stops it";
 
 const LISTENER: u64 = 0;
 const ENGINE: u64 = 1;
@@ -275,6 +281,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             Ok(Call::Model(name)) if name == self.setup.model_id => Ok(openai::model_json(&name)),
             Ok(Call::Model(_)) => Err(openai::no_such_model(self.setup.model_id)),
             Ok(Call::Health) => Ok(openai::health_json(&self.status())),
+            Ok(Call::PowerOff) => self.power_over_socket(key, Message::PowerOff),
+            Ok(Call::Reboot) => self.power_over_socket(key, Message::Reboot),
             Err(reject) => Err(reject),
         };
         let status = if stopping { 503 } else { 200 };
@@ -287,6 +295,22 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 log::debug!("refused with {} {}", reject.status, reject.code.unwrap_or("-"));
                 conn.reject(reply, &reject, now);
             }
+        }
+    }
+
+    /// What a peer asks of the machine: root may, and whoever runs as this process does. Others may only ask the model.
+    fn power_over_socket(&self, key: u64, message: Message) -> Result<Value, Reject> {
+        let peer = self.conns.get(&key).and_then(Conn::peer_uid);
+        let Some(supervisor) = &self.setup.supervisor else {
+            return Err(Reject::request(409, NO_APPLIANCE).with_code("no_appliance"));
+        };
+        if !may_switch(peer, geteuid()) {
+            let why = "only root and the daemon's own user may switch the board off or start it again";
+            return Err(Reject::request(403, why).with_code("not_allowed"));
+        }
+        match supervisor.line.send(message) {
+            Ok(()) => Ok(json!({"status": "stopping"})),
+            Err(error) => Err(Reject::internal(format!("the supervisor is not to be reached: {error}"))),
         }
     }
 
@@ -352,6 +376,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             waiting: self.link.waiting(),
             uptime_s: self.started.elapsed().as_secs(),
             draining: self.is_stopping(),
+            failures: self.setup.records.map(|path| Records::at(path).read()).unwrap_or_default(),
         }
     }
 
@@ -469,6 +494,11 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         let beat = self.setup.supervisor.as_ref().map(|_| self.next_beat);
         conns.chain(tty).chain(draining).chain(self.accept_again).chain(beat).min()
     }
+}
+
+/// Whether a peer of that user may end the machine's run; one that the kernel does not name may not.
+fn may_switch(peer: Option<Uid>, own: Uid) -> bool {
+    peer.is_some_and(|peer| peer.is_root() || peer == own)
 }
 
 /// One connection too many: says so and closes.

@@ -7,6 +7,7 @@ pub mod fault;
 pub mod heartbeat;
 pub mod map;
 pub mod poll;
+pub mod record;
 pub mod signals;
 pub mod tty;
 pub mod workers;

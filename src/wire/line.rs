@@ -258,6 +258,9 @@ impl LineProtocol {
         line_out(out, &format!("requests  {} active, {} of them waiting", status.active, status.waiting));
         line_out(out, &format!("up        {} s", status.uptime_s));
         line_out(out, &format!("talk      {} messages", self.conversation.len()));
+        for failure in &status.failures {
+            line_out(out, &format!("failure   {failure}"));
+        }
         if status.draining {
             line_out(out, "stopping");
         }

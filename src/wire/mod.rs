@@ -183,6 +183,8 @@ pub struct Status {
     pub uptime_s: u64,
     /// Whether a shutdown has begun.
     pub draining: bool,
+    /// Failures of the appliance on record, the newest last; none where nothing records them.
+    pub failures: Vec<String>,
 }
 
 /// Why a request is not served: the peer's fault (4xx) or ours (5xx). Never carries a word of a prompt.

@@ -30,6 +30,10 @@ pub enum Call {
     Model(String),
     /// `GET /health`.
     Health,
+    /// Switch the machine off.
+    PowerOff,
+    /// Start the machine again.
+    Reboot,
 }
 
 /// Which of the two generating APIs was asked.
@@ -52,8 +56,12 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
         ("POST", "/v1/completions") => generate(Style::Completion, Kind::Completion, body),
         ("GET" | "HEAD", "/v1/models") => Ok(Call::Models),
         ("GET" | "HEAD", "/health") => Ok(Call::Health),
+        ("POST", "/poweroff") => Ok(Call::PowerOff),
+        ("POST", "/reboot") => Ok(Call::Reboot),
         (method, path) => match (path, path.strip_prefix("/v1/models/")) {
-            ("/v1/chat/completions" | "/v1/completions", _) => Err(wrong_method(path, "POST")),
+            ("/v1/chat/completions" | "/v1/completions" | "/poweroff" | "/reboot", _) => {
+                Err(wrong_method(path, "POST"))
+            }
             ("/v1/models" | "/health", _) => Err(wrong_method(path, "GET, HEAD")),
             (_, Some(name)) if !name.is_empty() => match method {
                 "GET" | "HEAD" => Ok(Call::Model(name.to_owned())),
@@ -103,6 +111,7 @@ pub fn health_json(status: &Status) -> Value {
         "active": status.active,
         "waiting": status.waiting,
         "uptime_s": status.uptime_s,
+        "failures": status.failures,
     })
 }
 

@@ -251,6 +251,7 @@ pub fn with_daemon_at(
                     signals,
                     stop: Some(stop_end),
                     supervisor: None,
+                    records: None,
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use super::{Owner, Server, TTY};
+use super::{NO_APPLIANCE, Owner, Server, TTY};
 use crate::serve::tty::TtyPort;
 use crate::sys::heartbeat::Message;
 use crate::sys::poll::{Interest, Ready};
@@ -98,6 +98,6 @@ impl Server<'_, '_, '_> {
     fn ask_for_power(&mut self, message: Message, done: &str) {
         let asked = self.setup.supervisor.as_ref().is_some_and(|supervisor| supervisor.line.send(message).is_ok());
         let Some(tty) = &mut self.tty else { return };
-        tty.say(if asked { done } else { "this is no appliance: whoever started the daemon stops it" });
+        tty.say(if asked { done } else { NO_APPLIANCE });
     }
 }

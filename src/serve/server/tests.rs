@@ -49,6 +49,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         signals: false,
         stop: None,
         supervisor: None,
+        records: None,
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);
@@ -88,5 +89,30 @@ fn the_connection_idle_longest_makes_room() {
         assert_eq!(peers[2].read(&mut [0]).unwrap(), 0, "the third one is closed");
         let gone: Vec<u64> = (0..3).filter(|at| !server.conns.contains_key(&(FIRST_CONNECTION + at))).collect();
         assert_eq!(gone, [2]);
+    });
+}
+
+#[test]
+fn only_root_and_the_daemons_own_user_may_switch_the_board_off() {
+    let (root, own, other) = (Uid::from_raw(0), Uid::from_raw(100), Uid::from_raw(1000));
+    assert!(may_switch(Some(root), own) && may_switch(Some(own), own));
+    assert!(!may_switch(Some(other), own) && !may_switch(None, own));
+    assert!(!may_switch(Some(own), root), "a user that serve gave up to be");
+}
+
+#[test]
+fn a_daemon_that_nobody_supervises_switches_nothing_off() {
+    with_server(|server, _end, path| {
+        let mut peer = UnixStream::connect(path).unwrap();
+        server.accept(Instant::now());
+        for (method, call, status) in [("POST", "poweroff", 409), ("POST", "reboot", 409), ("GET", "reboot", 405)] {
+            write!(peer, "{method} /{call} HTTP/1.1\r\nContent-Length: 0\r\n\r\n").unwrap();
+            server.conns.get_mut(&FIRST_CONNECTION).unwrap().read(Instant::now());
+            server.sweep(Instant::now());
+            let mut reply = [0; 1024];
+            let count = peer.read(&mut reply).unwrap();
+            let reply = String::from_utf8_lossy(&reply[..count]).into_owned();
+            assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")), "{reply}");
+        }
     });
 }

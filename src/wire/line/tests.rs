@@ -49,6 +49,7 @@ impl Session {
                     waiting: 0,
                     uptime_s: 2,
                     draining: false,
+                    failures: vec!["3 +1.500s serve ended: SIGKILL".into()],
                 },
                 &mut self.out,
             ),
