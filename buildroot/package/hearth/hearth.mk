@@ -31,11 +31,13 @@ HEARTH_CARGO_ENV = \
 
 # Buildroot vendors the crates of downloaded packages, not of local ones. Cargo checks each against the hash in Cargo.lock.
 define HEARTH_CONFIGURE_CMDS
-	cd $(@D) && $(TARGET_MAKE_ENV) $(PKG_COMMON_CARGO_ENV) cargo fetch --locked
+	cd $(@D) && $(TARGET_MAKE_ENV) $(PKG_COMMON_CARGO_ENV) \
+		cargo fetch --locked --target $(HEARTH_TARGET) --target $(RUSTC_HOST_NAME)
 endef
 
 define HOST_HEARTH_CONFIGURE_CMDS
-	cd $(@D) && $(HOST_MAKE_ENV) $(PKG_COMMON_CARGO_ENV) cargo fetch --locked
+	cd $(@D) && $(HOST_MAKE_ENV) $(PKG_COMMON_CARGO_ENV) \
+		cargo fetch --locked --target $(RUSTC_HOST_NAME)
 endef
 
 define HEARTH_INSTALL_TARGET_CMDS
@@ -46,13 +48,17 @@ define HOST_HEARTH_INSTALL_CMDS
 	$(INSTALL) -D -m 0755 $(@D)/target/release/hearth $(HOST_DIR)/bin/hearth
 endef
 
-# What is linked into the program beside hearth itself, with the licence of each.
+# legal-info: the crates that are linked into the program, with the licence of each.
 define HEARTH_LIST_CRATES
-	mkdir -p $(LICENSES_DIR)/$(HEARTH_BASENAME)
-	cd $(@D) && $(TARGET_MAKE_ENV) $(PKG_COMMON_CARGO_ENV) \
-		cargo tree --offline --locked --edges normal --target $(HEARTH_TARGET) --prefix none --format '{p} {l}' \
-		| sed 's/ (.*)//' | sort -u >$(LICENSES_DIR)/$(HEARTH_BASENAME)/crates.txt
+	cd $(HEARTH_DIR) && $(TARGET_MAKE_ENV) $(PKG_COMMON_CARGO_ENV) \
+		cargo tree --offline --locked --edges normal --target $(HEARTH_TARGET) --prefix none --format '{p}, {l}' \
+		| sed 's/ (.*),/,/; s/ (\*)$$//' | LC_ALL=C sort -u \
+		>$(LICENSE_FILES_DIR_TARGET)/$(HEARTH_BASENAME)/crates.txt
 endef
+HEARTH_POST_LEGAL_INFO_HOOKS += HEARTH_LIST_CRATES
 
 $(eval $(cargo-package))
 $(eval $(host-cargo-package))
+
+# The list of crates wants cargo and the crates.
+hearth-legal-info: hearth-configure
