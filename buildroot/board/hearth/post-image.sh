@@ -8,6 +8,11 @@ hearth=$(cd "$(dirname "$0")/../../.." && pwd)
 model=${HEARTH_MODEL:-$("$hearth/image/model" | tail -n 1)}
 linux=$(sed -n 's/^BR2_LINUX_KERNEL_VERSION="\(.*\)"/\1/p' "$BR2_CONFIG")
 
+# Firmware goes nowhere without its notice.
+for notice in "$BUILD_DIR"/rpi-firmware-*/boot/LICENCE.broadcom; do
+	[ ! -f "$notice" ] || cp "$notice" "$images/rpi-firmware/"
+done
+
 # What the card's manifest says of its parts.
 {
 	echo "buildroot $BR2_VERSION_FULL"
