@@ -6,7 +6,8 @@ set -eu
 images=$1 board=$2
 hearth=$(cd "$(dirname "$0")/../../.." && pwd)
 model=${HEARTH_MODEL:-$("$hearth/image/model" | tail -n 1)}
-linux=$(sed -n 's/^BR2_LINUX_KERNEL_VERSION="\(.*\)"/\1/p' "$BR2_CONFIG")
+# As the kernel itself says it.
+linux=$(gzip -dc "$images/Image.gz" | grep -a -o -m 1 'Linux version [0-9][^ ]*' | head -n 1 | cut -d' ' -f3)
 
 # Firmware goes nowhere without its notice.
 for notice in "$BUILD_DIR"/rpi-firmware-*/boot/LICENCE.broadcom; do
