@@ -35,7 +35,7 @@ image: build cross  ## a card's image in target/image: make image BOARD=rpi3|zer
 image-lock:  ## write image/inputs.lock anew: the newest kernels and firmware that Debian has
 	@image/inputs --renew
 
-qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt|rpi3|rpi4; ^A x leaves
+qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt|rpi3|zero2w|rpi4; ^A x leaves
 	@[ -f $(CARD) ] || $(MAKE) --no-print-directory image BOARD=$(BOARD)
 	@image/qemu $(BOARD) $(CARD)
 
