@@ -10,15 +10,17 @@
 use std::ops::Range;
 
 use hearth_kernels::{
-    AttentionArgs, KV_BLOCK, Kernels, Matrix, ROW_GROUP, blocks_per_row, k_blocks_per_row, kv_block_len,
+    AttentionArgs, KV_BLOCK, Kernels, Matrix, ROW_GROUP, attention_part_len, blocks_per_row, k_blocks_per_row,
+    kv_block_len,
 };
 
 use crate::model::Model;
 use crate::model::hyper::Hyper;
-use crate::model::kv::{BlockTable, KvCache};
+use crate::model::kv::{BlockTable, KvCache, blocks_for};
 use crate::model::rope;
 use crate::model::scratch::{
     Input, MOST_GROUPS, Needs, REDUNDANT_ROWS, Scratch, Work, WorkerScratch, attention_rows, padded, qkv_rows,
+    shared_rows,
 };
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
@@ -55,6 +57,39 @@ enum Source<'a> {
     PlaneMajor { x: &'a [f32], planes: usize },
     /// `[width / 16][rows][16]` as it is.
     GroupMajor(&'a [f32]),
+    /// Attention, to be combined.
+    Shares(Shares<'a>),
+}
+
+/// Attention's answers of a few rows in shares, one a KV block: `[row][kv head][block]`, each of [`attention_part_len`] values.
+#[derive(Clone, Copy)]
+struct Shares<'a> {
+    parts: &'a [f32],
+    rows: &'a [BatchRow],
+    hyper: &'a Hyper,
+}
+
+impl Shares<'_> {
+    fn part_len(hyper: &Hyper) -> usize {
+        attention_part_len(hyper.group_heads(), hyper.head_dim)
+    }
+
+    /// Blocks that there is room for in each row's shares: those of the longest sequence.
+    fn blocks(rows: &[BatchRow]) -> usize {
+        rows.iter().map(|row| blocks_for(row.position + 1)).max().unwrap_or(0)
+    }
+
+    /// The answer of row `t`, `[head][head_dim]`.
+    fn combine(&self, kernels: Kernels, t: usize, out: &mut [f32]) {
+        let Self { parts, rows, hyper } = *self;
+        let (len, heads) = (Self::part_len(hyper), hyper.group_heads());
+        let plane_len = Self::blocks(rows) * len;
+        let used = blocks_for(rows[t].position + 1) * len;
+        let planes = parts.chunks_exact(plane_len).skip(t * hyper.n_head_kv);
+        for (plane, out) in planes.zip(out.chunks_exact_mut(heads * hyper.head_dim)) {
+            kernels.attention_combine(heads, hyper.head_dim, &plane[..used], out);
+        }
+    }
 }
 
 /// Runs one step. Logits of the rows that want them are then in `scratch`, in row order.
@@ -80,6 +115,7 @@ pub fn forward(
     let x = &mut scratch.x[..hyper.n_embd * n];
     let qkv = &mut scratch.qkv[..qkv_rows * n];
     let attention = &mut scratch.attention[..hyper.q_rows() * n];
+    let parts = &mut *scratch.parts;
     let ffn = &mut scratch.ffn[..hyper.n_ff * n];
     let angles = &mut scratch.angles[..pairs * n];
     let max_rows = scratch.max_rows;
@@ -110,10 +146,16 @@ pub fn forward(
             }
         });
         step.store(hyper, cache, index, tables, rows, qkv);
-        step.attend(hyper, cache, index, tables, rows, qkv, attention);
+        let source = if n <= shared_rows(hyper, max_rows, step.workers.threads()) {
+            let parts = &mut parts[..n * hyper.n_head_kv * Shares::blocks(rows) * Shares::part_len(hyper)];
+            step.attend_together(hyper, cache, index, tables, rows, qkv, parts);
+            Source::Shares(Shares { parts, rows, hyper })
+        } else {
+            step.attend(hyper, cache, index, tables, rows, qkv, attention);
+            Source::PlaneMajor { x: attention, planes: hyper.n_head_kv }
+        };
 
         step.next = layer.gate.tiles();
-        let source = Source::PlaneMajor { x: attention, planes: hyper.n_head_kv };
         step.residual(source, hyper.q_rows(), &layer.attn_output, x);
 
         step.next = layer.down.tiles();
@@ -351,26 +393,19 @@ impl Step<'_> {
     ) {
         let (n, kernels) = (self.n, self.kernels);
         let head_dim = hyper.head_dim;
-        let group_heads = hyper.group_heads();
+        let heads = hyper.group_heads();
         let planes = cache.layer(layer);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let fetch_next = fetch(kernels, self.next);
-        // The query heads of one kv head share its loads, and so do those of a sequence's next rows; single heads where there is
-        // too little to go round.
-        let (heads, rows_at_once) = if n * hyper.n_head_kv >= 2 * self.workers.threads() {
-            let most = attention_rows(hyper);
-            (group_heads, most.min(n * hyper.n_head_kv / (self.workers.threads() * CHUNKS_A_WORKER)).max(1))
-        } else {
-            (1, 1)
-        };
-        let of_group = group_heads / heads;
+        // The query heads of one kv head share its loads, and so do those of a sequence's next rows.
+        let chunks = self.workers.threads() * CHUNKS_A_WORKER;
+        let rows_at_once = attention_rows(hyper).min(n * hyper.n_head_kv / chunks).max(1);
         let attend = |own: &mut WorkerScratch, unit: usize, out: &mut [f32]| {
-            // `unit` counts `heads` heads of `rows_at_once` rows of `[kv head][row][head of the group]`.
+            // `unit` counts `rows_at_once` rows of `[kv head][row]`.
             let mut at = unit * rows_at_once;
             let mut out = out;
             while !out.is_empty() {
-                let (row_of_plane, head) = (at / of_group, at % of_group * heads);
-                let (kv_head, t) = (row_of_plane / n, row_of_plane % n);
+                let (kv_head, t) = (at / n, at % n);
                 let row = rows[t];
                 let room = (out.len() / (heads * head_dim)).min(n - t);
                 let follows =
@@ -379,7 +414,7 @@ impl Step<'_> {
                 let (run_out, rest) = out.split_at_mut(run * heads * head_dim);
                 let q = &mut own.work.values[..run_out.len()];
                 for (i, q) in q.chunks_exact_mut(heads * head_dim).enumerate() {
-                    gather(qkv, n, t + i, (kv_head * group_heads + head) * head_dim / ROW_GROUP, q);
+                    gather(qkv, n, t + i, kv_head * heads * head_dim / ROW_GROUP, q);
                 }
                 let args = AttentionArgs {
                     q,
@@ -398,6 +433,58 @@ impl Step<'_> {
         };
         self.workers.chunks(self.scratch, out, rows_at_once * heads * head_dim, fetch_next, |_| (), attend);
     }
+
+    /// Attention of so few rows that a kv head is too much for one worker: every block's share of it, `parts` as [`Shares`] has it.
+    #[allow(clippy::too_many_arguments)]
+    fn attend_together(
+        &mut self,
+        hyper: &Hyper,
+        cache: &KvCache,
+        layer: usize,
+        tables: &[BlockTable],
+        rows: &[BatchRow],
+        qkv: &[f32],
+        parts: &mut [f32],
+    ) {
+        let (n, kernels) = (self.n, self.kernels);
+        let (heads, head_dim) = (hyper.group_heads(), hyper.head_dim);
+        let planes = cache.layer(layer);
+        let (part_len, most_blocks) = (Shares::part_len(hyper), Shares::blocks(rows));
+        let blocks_at_once = (parts.len() / part_len / (self.workers.threads() * CHUNKS_A_WORKER)).max(1);
+        let attend = |own: &mut WorkerScratch, unit: usize, parts: &mut [f32]| {
+            let mut at = unit * blocks_at_once;
+            let mut parts = parts;
+            while !parts.is_empty() {
+                let (plane, first) = (at / most_blocks, at % most_blocks);
+                let (t, kv_head) = (plane / hyper.n_head_kv, plane % hyper.n_head_kv);
+                let run = (parts.len() / part_len).min(most_blocks - first);
+                let (run_parts, rest) = parts.split_at_mut(run * part_len);
+                let positions = rows[t].position + 1;
+                // A shorter sequence than the longest leaves its last shares alone.
+                let these = first..(first + run).min(blocks_for(positions));
+                if !these.is_empty() {
+                    let q = &mut own.work.values[..heads * head_dim];
+                    gather(qkv, n, t, kv_head * heads * head_dim / ROW_GROUP, q);
+                    let args = AttentionArgs {
+                        q,
+                        rows: 1,
+                        heads,
+                        head_dim,
+                        plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
+                        table: tables[rows[t].sequence].blocks(),
+                        positions,
+                        scale: 1.0 / (head_dim as f32).sqrt(),
+                    };
+                    let run_parts = &mut run_parts[..these.len() * part_len];
+                    kernels.attention_blocks(&args, these, run_parts, &mut own.work.attention);
+                }
+                parts = rest;
+                at += run;
+            }
+        };
+        let fetch_next = fetch(kernels, self.next);
+        self.workers.chunks(self.scratch, parts, blocks_at_once * part_len, fetch_next, |_| (), attend);
+    }
 }
 
 /// Writes row `t` of the source to `out`, `width` values and zeros up to the padded width.
@@ -414,6 +501,7 @@ fn prepare(kernels: Kernels, source: Source<'_>, n: usize, t: usize, width: usiz
             }
         }
         Source::GroupMajor(x) => gather(x, n, t, 0, &mut out[..width]),
+        Source::Shares(shares) => shares.combine(kernels, t, &mut out[..width]),
     }
     out[width..].fill(0.0);
 }
