@@ -29,13 +29,13 @@ cross:  ## target/aarch64-unknown-linux-musl/release/hearth: static, stripped
 	cargo build --release --locked --target $(ARM)
 	@tests/static-binary target/$(ARM)/release/hearth
 
-image: build cross  ## a card's image in target/image: make image BOARD=virt [MODEL=FILE.gguf]
+image: build cross  ## a card's image in target/image: make image BOARD=rpi3|zero2w|rpi4|rpi5|virt [MODEL=FILE.gguf]
 	@image/build $(BOARD) "$(or $(MODEL),$$(image/model | tail -n 1))" $(HEARTH) target/$(ARM)/release/hearth target/image
 
-image-lock:  ## write image/inputs.lock anew: the newest kernel that Debian has
+image-lock:  ## write image/inputs.lock anew: the newest kernels and firmware that Debian has
 	@image/inputs --renew
 
-qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt; ^A x leaves
+qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt|rpi3|zero2w|rpi4; ^A x leaves
 	@[ -f $(CARD) ] || $(MAKE) --no-print-directory image BOARD=$(BOARD)
 	@image/qemu $(BOARD) $(CARD)
 
