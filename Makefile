@@ -5,7 +5,7 @@ BOARD  := virt
 CARD   := target/image/hearth-$(BOARD)-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1).img
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model build cross image image-lock qemu bench bench-arm soak clean
+.PHONY: help run test model build cross image image-lock buildroot qemu bench bench-arm soak clean
 
 help:   ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,13 +29,16 @@ cross:  ## target/aarch64-unknown-linux-musl/release/hearth: static, stripped
 	cargo build --release --locked --target $(ARM)
 	@tests/static-binary target/$(ARM)/release/hearth
 
-image: build cross  ## a card's image in target/image: make image BOARD=virt [MODEL=FILE.gguf]
+image: build cross  ## a card's image in target/image: make image BOARD=rpi3|zero2w|rpi4|rpi5|virt [MODEL=FILE.gguf]
 	@image/build $(BOARD) "$(or $(MODEL),$$(image/model | tail -n 1))" $(HEARTH) target/$(ARM)/release/hearth target/image
 
-image-lock:  ## write image/inputs.lock anew: the newest kernel that Debian has
+buildroot:  ## the same card with a kernel of its own: make buildroot BOARD=rpi4 BUILDROOT=DIR [MODEL=FILE.gguf]
+	@buildroot/build $(BOARD) "$(BUILDROOT)" "$(MODEL)"
+
+image-lock:  ## write image/inputs.lock anew: the newest kernels and firmware that Debian has
 	@image/inputs --renew
 
-qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt; ^A x leaves
+qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt|rpi3|zero2w|rpi4; ^A x leaves
 	@[ -f $(CARD) ] || $(MAKE) --no-print-directory image BOARD=$(BOARD)
 	@image/qemu $(BOARD) $(CARD)
 
