@@ -154,7 +154,7 @@ fn the_numeric_model_stays_close_to_plain_f32() {
             let mut cache = hearth::model::kv::KvCache::new(&model.hyper, 3);
             let mut table = [hearth::model::kv::BlockTable::with_capacity(150)];
             assert!(cache.reserve(&mut table[0], 150));
-            let mut scratch = hearth::model::scratch::Scratch::new(&model.hyper, 150, 150, 1);
+            let mut scratch = hearth::model::scratch::Scratch::new(&model.hyper, 150, 150, 150, 1);
             let rows: Vec<_> = tokens
                 .iter()
                 .enumerate()

@@ -127,7 +127,7 @@ fn last_position_logits_are_as_close_to_f32_as_llama_cpp_is() {
             let mut cache = KvCache::new(&model.hyper, n.div_ceil(64));
             let mut table = [BlockTable::with_capacity(n)];
             assert!(cache.reserve(&mut table[0], n));
-            let mut scratch = Scratch::new(&model.hyper, n, 1, 2);
+            let mut scratch = Scratch::new(&model.hyper, n, n, 1, 2);
             let batch: Vec<BatchRow> = (0..n)
                 .map(|position| BatchRow { token: tokens[position], sequence: 0, position, logits: position + 1 == n })
                 .collect();

@@ -36,11 +36,11 @@ fn main() {
     let machine = Machine::measure(&sets);
     if asked(&["matmul", "attention", "gemm"], "matmul") {
         println!(
-            "\nGMAC/s; one row also GB/s and % of the lower of peak and reads (hot 1 MiB, cold 768 MiB); several: % of peak"
+            "\nGMAC/s; one row also GB/s and % of the lower of peak and reads (hot 1 MiB, cold 768 MiB); several rows: % of peak"
         );
         println!(
-            "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
-            "set", "", "", "1 row, hot", "1 row, cold", "8 rows", "128 rows"
+            "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13} {:>13}",
+            "set", "", "", "1 row, hot", "1 row, cold", "8 rows, hot", "8 rows, cold", "128 rows"
         );
         let names = Format::ALL.map(Format::name);
         for format in Format::ALL.into_iter().filter(|format| asked(&names, format.name())) {
@@ -139,6 +139,7 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
     let copies = machine.tiles(bytes).count() as f64;
     let cold = best(sets, 1, |set| machine.tiles(bytes).for_each(|tiles| run(set, &matrix(tiles), 1)));
     let few = best(sets, 1, |set| run(set, &first, FEW));
+    let few_cold = best(sets, 1, |set| machine.tiles(bytes).for_each(|tiles| run(set, &matrix(tiles), FEW)));
     let many = best(sets, 1, |set| run(set, &first, PREFILL));
     for (i, set) in sets.iter().enumerate() {
         let peak = machine.peaks[i][usize::from(format.row_kind() == RowKind::Dense)];
@@ -152,13 +153,14 @@ fn products(sets: &[Kernels], format: Format, rows: usize, cols: usize, machine:
             format!("{:6.1} {:4.0}%", rate / 1e9, 100.0 * rate / peak)
         };
         println!(
-            "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13}",
+            "{:10} {:5} {:>10} {:>22} {:>22} {:>13} {:>13} {:>13}",
             set.name(),
             format.name(),
             format!("{rows}x{cols}"),
             hot.as_ref().map_or("-".to_owned(), |hot| one(hot[i], machine.cache_bandwidth)),
             one(cold[i] / copies, machine.memory_bandwidth),
             several(FEW, few[i]),
+            several(FEW, few_cold[i] / copies),
             several(PREFILL, many[i]),
         );
     }

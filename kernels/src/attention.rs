@@ -1,7 +1,9 @@
 //! Keys and values in blocks, and attention of one GQA group over them. `kv_store` fills the blocks, `dispatch` checks an
-//! [`AttentionArgs`], each set instantiates [`attend`].
+//! [`AttentionArgs`], each set instantiates [`attend`]; `parts` has the same answer from blocks that several threads looked at.
 
 use crate::simd::{LANES, Simd, exp};
+
+pub(crate) mod parts;
 
 /// Positions in a KV block.
 pub const KV_BLOCK: usize = 64;
@@ -64,6 +66,13 @@ pub struct AttentionArgs<'a> {
     pub scale: f32,
 }
 
+impl AttentionArgs<'_> {
+    /// KV blocks that the last row attends to.
+    pub(crate) fn blocks(&self) -> usize {
+        self.positions.saturating_add(self.rows - 1).div_ceil(KV_BLOCK)
+    }
+}
+
 /// Working memory of [`crate::Kernels::attention`], of fixed size; one a thread.
 #[derive(Debug)]
 pub struct AttentionScratch {
@@ -102,13 +111,8 @@ impl Default for AttentionScratch {
 /// Attention as the numeric model says; `out` is `[rows][heads][head_dim]`. The arguments have been checked.
 #[inline(always)]
 pub(crate) fn attend<S: Simd>(s: S, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
-    let block_len = kv_block_len(a.head_dim);
-    let block = |i: usize| a.plane[a.table[i] as usize * block_len..][..block_len].as_chunks::<LANES>().0;
-    let blocks = (a.positions + a.rows - 1).div_ceil(KV_BLOCK);
-    for i in 0..blocks {
-        let (kv, next) = (block(i), block((i + 1).min(blocks - 1)));
-        let b = Block { kv, next, columns: a.head_dim / LANES, number: i, scale: a.scale };
-        b.all_heads(s, a, out, scratch);
+    for i in 0..a.blocks() {
+        Block::new(a, i, i == 0).all_heads(s, a, out, scratch);
     }
     for (out, l) in out.chunks_exact_mut(a.head_dim).zip(&scratch.sum) {
         let inv = s.splat(1.0 / l);
@@ -128,10 +132,20 @@ struct Block<'a> {
     columns: usize,
     /// Which of its sequence it is.
     number: usize,
+    /// Whether sums begin with it, not with what was combined before.
+    first: bool,
     scale: f32,
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
+    #[inline(always)]
+    fn new(a: &AttentionArgs<'a>, number: usize, first: bool) -> Self {
+        let len = kv_block_len(a.head_dim);
+        let block = |i: usize| a.plane[a.table[i] as usize * len..][..len].as_chunks::<LANES>().0;
+        let next = block((number + 1).min(a.blocks() - 1));
+        Self { kv: block(number), next, columns: a.head_dim / LANES, number, first, scale: a.scale }
+    }
+
     /// Positions of the block that a row sees.
     #[inline(always)]
     fn positions(&self, a: &AttentionArgs<'_>, row: usize) -> usize {
@@ -191,7 +205,7 @@ impl Block<'_> {
         let mut factors = [(0.0, 1.0); H];
         for h in 0..H {
             let (block_max, block_sum) = softmax(s, &mut scores[h], positions[h]);
-            if self.number == 0 {
+            if self.first {
                 (m[h], l[h]) = (block_max, block_sum);
                 continue;
             }
@@ -301,7 +315,7 @@ impl Block<'_> {
             let columns = &mut out[h * self.columns + column..][..C];
             for c in 0..C {
                 let (out, new) = (&mut columns[c], acc[h][c]);
-                let o = if self.number == 0 { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
+                let o = if self.first { new } else { s.fma(s.load(out), keep, s.mul(new, take)) };
                 s.store(o, out);
             }
         }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::activation::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
+use crate::attention::parts::attention_part_len;
 use crate::attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len};
 use crate::format::{BLOCK, ROW_GROUP, RowKind};
 use crate::kquant::SUPER_BLOCK;
@@ -26,6 +27,8 @@ pub(crate) struct Set {
     pub(crate) kv_store: unsafe fn(&mut [u16], usize, &[f32], &[f32]),
     pub(crate) read: unsafe fn(ReadPlan, &[u8]) -> u32,
     pub(crate) attention: unsafe fn(&AttentionArgs<'_>, &mut [f32], &mut AttentionScratch),
+    pub(crate) attention_blocks: unsafe fn(&AttentionArgs<'_>, Range<usize>, &mut [f32], &mut AttentionScratch),
+    pub(crate) attention_combine: unsafe fn(usize, usize, &[f32], &mut [f32]),
 }
 
 /// Instantiates the operations for a [`crate::simd::Simd`] token under its `#[target_feature]` and fills a [`Set`]. `$token`
@@ -88,9 +91,22 @@ macro_rules! simd_set {
             fn attention(a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
                 attention::attend($token, a, out, scratch);
             }
+            $(#[$feature])*
+            fn attention_blocks(
+                a: &AttentionArgs<'_>,
+                blocks: Range<usize>,
+                parts: &mut [f32],
+                scratch: &mut AttentionScratch,
+            ) {
+                attention::parts::attend_blocks($token, a, blocks, parts, scratch);
+            }
+            $(#[$feature])*
+            fn attention_combine(heads: usize, head_dim: usize, parts: &[f32], out: &mut [f32]) {
+                attention::parts::combine($token, heads, head_dim, parts, out);
+            }
             $crate::dispatch::Set {
                 name: $name, matmul_quantized, matmul_k, matmul_dense, quantize, quantize_k, rms_norm, silu_mul, exp, prefetch, kv_store,
-                read, attention,
+                read, attention, attention_blocks, attention_combine,
             }
         };
     };
@@ -282,27 +298,67 @@ impl Kernels {
     /// # Panics
     /// If a length, count or block number in `a` does not fit the others (see [`AttentionArgs`]).
     pub fn attention(self, a: &AttentionArgs<'_>, out: &mut [f32], scratch: &mut AttentionScratch) {
-        let heads = a.rows.checked_mul(a.heads);
-        assert!(
-            heads.is_some_and(|heads| (1..=MAX_GROUP_HEADS).contains(&heads)),
-            "attention: {} heads of {} rows",
-            a.heads,
-            a.rows
-        );
-        assert!(is_head_dim(a.head_dim), "attention: head size {}", a.head_dim);
-        assert_eq!(a.q.len(), a.rows * a.heads * a.head_dim, "attention: query length");
+        check_attention(a);
         assert_eq!(out.len(), a.q.len(), "attention: output length");
-        assert!(a.positions != 0, "attention: no positions");
-        let blocks = a.positions.saturating_add(a.rows - 1).div_ceil(KV_BLOCK);
-        assert!(blocks <= a.table.len(), "attention: {} positions", a.positions);
-        let in_plane = a.plane.len() / kv_block_len(a.head_dim);
-        assert!(
-            a.table[..blocks].iter().all(|block| (*block as usize) < in_plane),
-            "attention: a block beyond the plane's {in_plane}"
-        );
         // SAFETY: `self` proves the features.
         unsafe { (self.0.attention)(a, out, scratch) }
     }
+
+    /// The shares that KV blocks `blocks` of the sequence have in one row's [`Kernels::attention`], each
+    /// [`attention_part_len`] values, one after the other: what threads leave that look at one sequence together.
+    ///
+    /// # Panics
+    /// As [`Kernels::attention`]; if there is more than one row, or a block that the row does not attend to.
+    pub fn attention_blocks(
+        self,
+        a: &AttentionArgs<'_>,
+        blocks: Range<usize>,
+        parts: &mut [f32],
+        scratch: &mut AttentionScratch,
+    ) {
+        check_attention(a);
+        assert!(a.rows == 1 && blocks.start <= blocks.end && blocks.end <= a.blocks(), "attention: blocks {blocks:?}");
+        assert_eq!(parts.len(), blocks.len() * attention_part_len(a.heads, a.head_dim), "attention: shares' length");
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.attention_blocks)(a, blocks, parts, scratch) }
+    }
+
+    /// The same bits as [`Kernels::attention`] of one row, `[heads][head_dim]`, from the shares of all its blocks, in order.
+    ///
+    /// # Panics
+    /// If the number or size of the heads is not one that [`Kernels::attention`] takes, there is no share or a part of one, or `out`
+    /// has another length.
+    pub fn attention_combine(self, heads: usize, head_dim: usize, parts: &[f32], out: &mut [f32]) {
+        assert!(
+            (1..=MAX_GROUP_HEADS).contains(&heads) && is_head_dim(head_dim),
+            "attention: {heads} heads of {head_dim}"
+        );
+        let whole = parts.len().is_multiple_of(attention_part_len(heads, head_dim));
+        assert!(!parts.is_empty() && whole, "attention: shares' length {}", parts.len());
+        assert_eq!(out.len(), heads * head_dim, "attention: output length");
+        // SAFETY: `self` proves the features.
+        unsafe { (self.0.attention_combine)(heads, head_dim, parts, out) }
+    }
+}
+
+fn check_attention(a: &AttentionArgs<'_>) {
+    let heads = a.rows.checked_mul(a.heads);
+    assert!(
+        heads.is_some_and(|heads| (1..=MAX_GROUP_HEADS).contains(&heads)),
+        "attention: {} heads of {} rows",
+        a.heads,
+        a.rows
+    );
+    assert!(is_head_dim(a.head_dim), "attention: head size {}", a.head_dim);
+    assert_eq!(a.q.len(), a.rows * a.heads * a.head_dim, "attention: query length");
+    assert!(a.positions != 0, "attention: no positions");
+    let blocks = a.blocks();
+    assert!(blocks <= a.table.len(), "attention: {} positions", a.positions);
+    let in_plane = a.plane.len() / kv_block_len(a.head_dim);
+    assert!(
+        a.table[..blocks].iter().all(|block| (*block as usize) < in_plane),
+        "attention: a block beyond the plane's {in_plane}"
+    );
 }
 
 fn is_head_dim(head_dim: usize) -> bool {

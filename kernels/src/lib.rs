@@ -70,6 +70,7 @@ mod simd;
 mod tests;
 
 pub use activation::{QBlock, QBlockK, Rows, blocks_per_row, k_blocks_per_row, padded_cols};
+pub use attention::parts::attention_part_len;
 pub use attention::{AttentionArgs, AttentionScratch, KV_BLOCK, MAX_GROUP_HEADS, MAX_HEAD_DIM, kv_block_len};
 pub use buffer::Buffer;
 pub use dispatch::{KernelError, Kernels};

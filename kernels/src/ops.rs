@@ -119,6 +119,9 @@ pub(crate) fn prefetch<S: Simd>(s: S, bytes: &[u8]) {
     }
 }
 
+/// How far ahead of its use each row group in hand of a dense matrix is fetched, bytes.
+const PREFETCH_BYTES: usize = 2048;
+
 /// A dense format's columns: the values of sixteen rows, as bytes.
 trait Dense {
     type Column;
@@ -229,7 +232,17 @@ fn dense_micro<S: Simd, D: Dense, const G: usize, const T: usize>(
     let k_len = w[0].len();
     assert!(w.iter().all(|w| w.len() == k_len) && x.iter().all(|x| x.len() == k_len));
     let mut acc = [[s.splat(0.0); T]; G];
+    let columns_ahead = PREFETCH_BYTES / size_of::<D::Column>();
+    let columns_a_line = CACHE_LINE_BYTES / size_of::<D::Column>();
     for k in 0..k_len {
+        if k.is_multiple_of(columns_a_line) {
+            // After a group's last column come the others in hand, which are fetched by themselves, then the next ones. Past the last
+            // row group this points nowhere, which a hint may.
+            let ahead = columns_ahead + if k + columns_ahead < k_len { 0 } else { (G - 1) * k_len };
+            for w in w {
+                s.prefetch(w.as_ptr().wrapping_add(k + ahead));
+            }
+        }
         for g in 0..G {
             let w = D::load(s, &w[g][k]);
             for t in 0..T {

@@ -151,7 +151,7 @@ impl<'m> Engine<'m> {
             model,
             kernels,
             cache: KvCache::new(hyper, blocks_for(capacity.ctx) * capacity.sequences),
-            scratch: Scratch::new(hyper, capacity.max_rows, capacity.max_outputs, workers.threads()),
+            scratch: Scratch::new(hyper, capacity.ctx, capacity.max_rows, capacity.max_outputs, workers.threads()),
             workers,
             capacity,
             limits: StepLimits { max_rows: capacity.max_rows, prefill_chunk },

@@ -9,19 +9,19 @@
 
 use std::ops::Range;
 
-use hearth_kernels::{
-    AttentionArgs, KV_BLOCK, Kernels, Matrix, ROW_GROUP, blocks_per_row, k_blocks_per_row, kv_block_len,
-};
+use hearth_kernels::{Kernels, Matrix, ROW_GROUP, blocks_per_row, k_blocks_per_row};
 
 use crate::model::Model;
-use crate::model::hyper::Hyper;
 use crate::model::kv::{BlockTable, KvCache};
 use crate::model::rope;
 use crate::model::scratch::{
-    Input, MOST_GROUPS, Needs, REDUNDANT_ROWS, Scratch, Work, WorkerScratch, attention_rows, padded, qkv_rows,
+    Input, MOST_GROUPS, Needs, REDUNDANT_ROWS, Scratch, Work, WorkerScratch, padded, qkv_rows, shared_rows,
 };
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
+
+mod attention;
+use attention::Shares;
 
 /// One row of a step.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +55,8 @@ enum Source<'a> {
     PlaneMajor { x: &'a [f32], planes: usize },
     /// `[width / 16][rows][16]` as it is.
     GroupMajor(&'a [f32]),
+    /// Attention, to be combined.
+    Shares(Shares<'a>),
 }
 
 /// Runs one step. Logits of the rows that want them are then in `scratch`, in row order.
@@ -80,6 +82,7 @@ pub fn forward(
     let x = &mut scratch.x[..hyper.n_embd * n];
     let qkv = &mut scratch.qkv[..qkv_rows * n];
     let attention = &mut scratch.attention[..hyper.q_rows() * n];
+    let parts = &mut *scratch.parts;
     let ffn = &mut scratch.ffn[..hyper.n_ff * n];
     let angles = &mut scratch.angles[..pairs * n];
     let max_rows = scratch.max_rows;
@@ -110,10 +113,16 @@ pub fn forward(
             }
         });
         step.store(hyper, cache, index, tables, rows, qkv);
-        step.attend(hyper, cache, index, tables, rows, qkv, attention);
+        let source = if n <= shared_rows(hyper, max_rows, step.workers.threads()) {
+            let parts = &mut parts[..n * hyper.n_head_kv * Shares::blocks(rows) * Shares::part_len(hyper)];
+            step.attend_together(hyper, cache, index, tables, rows, qkv, parts);
+            Source::Shares(Shares { parts, rows, hyper })
+        } else {
+            step.attend(hyper, cache, index, tables, rows, qkv, attention);
+            Source::PlaneMajor { x: attention, planes: hyper.n_head_kv }
+        };
 
         step.next = layer.gate.tiles();
-        let source = Source::PlaneMajor { x: attention, planes: hyper.n_head_kv };
         step.residual(source, hyper.q_rows(), &layer.attn_output, x);
 
         step.next = layer.down.tiles();
@@ -299,105 +308,6 @@ impl Step<'_> {
             }
         });
     }
-
-    /// Writes this step's keys and values to one layer of the cache.
-    fn store(
-        &mut self,
-        hyper: &Hyper,
-        cache: &mut KvCache,
-        layer: usize,
-        tables: &[BlockTable],
-        rows: &[BatchRow],
-        qkv: &[f32],
-    ) {
-        let plane_len = cache.plane_len();
-        let head_dim = hyper.head_dim;
-        let k_first = hyper.q_rows() / ROW_GROUP;
-        let v_first = k_first + hyper.kv_rows() / ROW_GROUP;
-        let (n, kernels) = (self.n, self.kernels);
-        let store_plane = |own: &mut WorkerScratch, kv_head: usize, plane: &mut [u16]| {
-            let head = kv_head * head_dim / ROW_GROUP;
-            let (k, rest) = own.work.values.split_at_mut(head_dim);
-            let v = &mut rest[..head_dim];
-            for (t, row) in rows.iter().enumerate() {
-                gather(qkv, n, t, k_first + head, k);
-                gather(qkv, n, t, v_first + head, v);
-                let block = tables[row.sequence].blocks()[row.position / KV_BLOCK] as usize;
-                let block = &mut plane[block * kv_block_len(head_dim)..][..kv_block_len(head_dim)];
-                kernels.kv_store(block, row.position % KV_BLOCK, k, v);
-            }
-        };
-        if n <= REDUNDANT_ROWS {
-            // Too little work to wake anybody for.
-            for (kv_head, plane) in cache.layer_mut(layer).chunks_exact_mut(plane_len).enumerate() {
-                store_plane(&mut self.scratch[0], kv_head, plane);
-            }
-        } else {
-            self.workers.chunks(self.scratch, cache.layer_mut(layer), plane_len, |_, _| (), |_| (), store_plane);
-        }
-    }
-
-    /// Attention of every row over its own sequence's positions up to its own.
-    #[allow(clippy::too_many_arguments)]
-    fn attend(
-        &mut self,
-        hyper: &Hyper,
-        cache: &KvCache,
-        layer: usize,
-        tables: &[BlockTable],
-        rows: &[BatchRow],
-        qkv: &[f32],
-        out: &mut [f32],
-    ) {
-        let (n, kernels) = (self.n, self.kernels);
-        let head_dim = hyper.head_dim;
-        let group_heads = hyper.group_heads();
-        let planes = cache.layer(layer);
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let fetch_next = fetch(kernels, self.next);
-        // The query heads of one kv head share its loads, and so do those of a sequence's next rows; single heads where there is
-        // too little to go round.
-        let (heads, rows_at_once) = if n * hyper.n_head_kv >= 2 * self.workers.threads() {
-            let most = attention_rows(hyper);
-            (group_heads, most.min(n * hyper.n_head_kv / (self.workers.threads() * CHUNKS_A_WORKER)).max(1))
-        } else {
-            (1, 1)
-        };
-        let of_group = group_heads / heads;
-        let attend = |own: &mut WorkerScratch, unit: usize, out: &mut [f32]| {
-            // `unit` counts `heads` heads of `rows_at_once` rows of `[kv head][row][head of the group]`.
-            let mut at = unit * rows_at_once;
-            let mut out = out;
-            while !out.is_empty() {
-                let (row_of_plane, head) = (at / of_group, at % of_group * heads);
-                let (kv_head, t) = (row_of_plane / n, row_of_plane % n);
-                let row = rows[t];
-                let room = (out.len() / (heads * head_dim)).min(n - t);
-                let follows =
-                    |(i, next): &(usize, &BatchRow)| next.sequence == row.sequence && next.position == row.position + i;
-                let run = rows[t..t + room].iter().enumerate().take_while(follows).count();
-                let (run_out, rest) = out.split_at_mut(run * heads * head_dim);
-                let q = &mut own.work.values[..run_out.len()];
-                for (i, q) in q.chunks_exact_mut(heads * head_dim).enumerate() {
-                    gather(qkv, n, t + i, (kv_head * group_heads + head) * head_dim / ROW_GROUP, q);
-                }
-                let args = AttentionArgs {
-                    q,
-                    rows: run,
-                    heads,
-                    head_dim,
-                    plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
-                    table: tables[row.sequence].blocks(),
-                    positions: row.position + 1,
-                    scale,
-                };
-                kernels.attention(&args, run_out, &mut own.work.attention);
-                out = rest;
-                at += run;
-            }
-        };
-        self.workers.chunks(self.scratch, out, rows_at_once * heads * head_dim, fetch_next, |_| (), attend);
-    }
 }
 
 /// Writes row `t` of the source to `out`, `width` values and zeros up to the padded width.
@@ -414,6 +324,7 @@ fn prepare(kernels: Kernels, source: Source<'_>, n: usize, t: usize, width: usiz
             }
         }
         Source::GroupMajor(x) => gather(x, n, t, 0, &mut out[..width]),
+        Source::Shares(shares) => shares.combine(kernels, t, &mut out[..width]),
     }
     out[width..].fill(0.0);
 }

@@ -94,7 +94,10 @@ impl MemoryPlan {
             ("weights (tiles)", layout.region_bytes()),
             ("weights (norms)", norms),
             (KV_ITEM, kv),
-            ("activations", Scratch::bytes(hyper, capacity.max_rows, capacity.max_outputs, capacity.threads)),
+            (
+                "activations",
+                Scratch::bytes(hyper, capacity.ctx, capacity.max_rows, capacity.max_outputs, capacity.threads),
+            ),
             ("sequences and sampling", EngineBuffers::bytes(hyper, capacity)),
             ("vocabulary", vocab_bytes),
             (IO_ITEM, io_bytes(capacity.ctx, capacity.sequences)),

@@ -3,10 +3,11 @@
 
 use hearth_kernels::{
     AttentionScratch, Buffer, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, RowKind, Rows, SUPER_BLOCK, TILE_K,
-    blocks_per_row, k_blocks_per_row,
+    attention_part_len, blocks_per_row, k_blocks_per_row,
 };
 
 use crate::model::hyper::Hyper;
+use crate::model::kv::blocks_for;
 use crate::sys::map::touch;
 
 /// Up to this many rows, each worker prepares all of an operation's inputs itself; beyond, rows are shared out first.
@@ -29,6 +30,8 @@ pub struct Scratch {
     pub(super) qkv: Buffer<f32>,
     /// Attention's output, `[kv heads][rows][heads of the group × head_dim]`.
     pub(super) attention: Buffer<f32>,
+    /// Shares of attention, one a KV block, of up to [`shared_rows`] rows: `[row][kv head][block]`.
+    pub(super) parts: Buffer<f32>,
     /// SwiGLU's output, `[n_ff / 16][rows][16]`.
     pub(super) ffn: Buffer<f32>,
     /// Rows whose logits are wanted, `[n_embd / 16][outputs][16]`.
@@ -70,8 +73,9 @@ pub(super) struct Work {
 }
 
 impl Scratch {
-    /// Takes every buffer for steps of up to `max_rows` rows with up to `max_outputs` rows of logits.
-    pub fn new(hyper: &Hyper, max_rows: usize, max_outputs: usize, threads: usize) -> Self {
+    /// Takes every buffer for steps of up to `max_rows` rows with up to `max_outputs` rows of logits, of sequences of up to `ctx`
+    /// positions.
+    pub fn new(hyper: &Hyper, ctx: usize, max_rows: usize, max_outputs: usize, threads: usize) -> Self {
         let redundant = max_rows.min(REDUNDANT_ROWS);
         Self {
             max_rows,
@@ -79,6 +83,7 @@ impl Scratch {
             x: Buffer::new(hyper.n_embd * max_rows),
             qkv: Buffer::new(qkv_rows(hyper) * max_rows),
             attention: Buffer::new(hyper.q_rows() * max_rows),
+            parts: Buffer::new(parts_len(hyper, ctx, max_rows, threads)),
             ffn: Buffer::new(hyper.n_ff * max_rows),
             last: Buffer::new(hyper.n_embd * max_outputs),
             logits: Buffer::new(hyper.n_vocab.next_multiple_of(ROW_GROUP) * max_outputs),
@@ -99,8 +104,8 @@ impl Scratch {
 
     /// Makes every page of the large buffers memory now, not when a step first writes to it.
     pub fn touch(&mut self) {
-        let Self { x, qkv, attention, ffn, last, logits, .. } = self;
-        [x, qkv, attention, ffn, last, logits].into_iter().for_each(|values| touch(values));
+        let Self { x, qkv, attention, parts, ffn, last, logits, .. } = self;
+        [x, qkv, attention, parts, ffn, last, logits].into_iter().for_each(|values| touch(values));
         touch(&mut self.angles);
         let workers = self.workers.iter_mut().map(|worker| {
             touch(&mut worker.work.values);
@@ -114,11 +119,12 @@ impl Scratch {
     }
 
     /// Bytes that [`Scratch::new`] takes.
-    pub fn bytes(hyper: &Hyper, max_rows: usize, max_outputs: usize, threads: usize) -> usize {
+    pub fn bytes(hyper: &Hyper, ctx: usize, max_rows: usize, max_outputs: usize, threads: usize) -> usize {
         let redundant = max_rows.min(REDUNDANT_ROWS);
         let of_rows = [hyper.n_embd, qkv_rows(hyper), hyper.q_rows(), hyper.n_ff].map(|width| width * max_rows);
         let of_outputs = [hyper.n_embd, hyper.n_vocab.next_multiple_of(ROW_GROUP)].map(|width| width * max_outputs);
-        let buffers: usize = of_rows.into_iter().chain(of_outputs).map(Buffer::<f32>::bytes).sum();
+        let parts = parts_len(hyper, ctx, max_rows, threads);
+        let buffers: usize = of_rows.into_iter().chain(of_outputs).chain([parts]).map(Buffer::<f32>::bytes).sum();
         let worker = Input::bytes(hyper, redundant)
             + Buffer::<f32>::bytes(values_len(hyper, max_rows, max_outputs))
             + size_of::<WorkerScratch>()
@@ -216,6 +222,16 @@ pub(super) fn qkv_rows(hyper: &Hyper) -> usize {
 
 fn widest(hyper: &Hyper) -> usize {
     hyper.n_embd.max(hyper.n_ff).max(hyper.q_rows())
+}
+
+/// Up to how many rows the workers share every row's attention: those that have too few kv heads to go round.
+pub(super) fn shared_rows(hyper: &Hyper, max_rows: usize, threads: usize) -> usize {
+    if threads == 1 { 0 } else { ((2 * threads - 1) / hyper.n_head_kv).min(REDUNDANT_ROWS).min(max_rows) }
+}
+
+fn parts_len(hyper: &Hyper, ctx: usize, max_rows: usize, threads: usize) -> usize {
+    let planes = shared_rows(hyper, max_rows, threads) * hyper.n_head_kv;
+    planes * blocks_for(ctx) * attention_part_len(hyper.group_heads(), hyper.head_dim)
 }
 
 /// Rows whose heads of one group go through attention together at most.

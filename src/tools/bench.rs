@@ -130,6 +130,8 @@ fn measure(args: &BenchArgs, session: Session<'_>, started: Instant) -> Result<B
     let (threads, generate) = (workers.threads(), args.generate);
     workers.pin_caller();
     let mut engine = Engine::new(model, kernels, workers, capacity, capacity.max_rows, vocab.eog_ids().to_vec());
+    // As `serve` does it: the kernel's large pages come by this.
+    engine.touch();
     let engine = &mut engine;
     run_jobs(engine, model, Run { prompt: FIRST_TOKEN_PROMPT, max_tokens: 1, ..Run::default() })?;
     let first_token = started.elapsed();

@@ -25,7 +25,8 @@ impl<'m> Scorer<'m> {
         let hyper = &session.model.hyper;
         let capacity = session.capacity;
         let cache = KvCache::new(hyper, blocks_for(capacity.ctx));
-        let scratch = Scratch::new(hyper, capacity.max_rows, capacity.max_outputs, session.workers.threads());
+        let scratch =
+            Scratch::new(hyper, capacity.ctx, capacity.max_rows, capacity.max_outputs, session.workers.threads());
         let row = vec![0.0; hyper.n_vocab];
         Self { session, cache, scratch, row, reference }
     }

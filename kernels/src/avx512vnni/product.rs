@@ -12,8 +12,10 @@ use crate::format::{Quant, ROW_GROUP, TILE_BLOCKS, for_quant};
 use crate::matrix::Matrix;
 use crate::simd::Simd;
 
-/// How far ahead of its use a tile is fetched when streaming, bytes.
-const PREFETCH_BYTES: usize = 4096;
+/// How far ahead of its use each row group in hand is fetched when streaming, bytes.
+const PREFETCH_BYTES: usize = 2048;
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
 /// Activation rows that go over a pair of row groups together at most, bytes: a small part of a second-level cache. Unpacking a
 /// pair's weights costs a tenth of what they do for 32 rows, so that rows streaming in costs less than another pass.
 const ROWS_BYTES: usize = 128 * 1024;
@@ -58,14 +60,18 @@ fn span_product<Q: Quant>(
     out: &mut [[f32; ROW_GROUP]],
 ) {
     let row = blocks_per_row(w.cols());
+    let group_bytes = row / TILE_BLOCKS * Q::TILE_BYTES;
     if n == 1 {
-        for (i, out) in out.chunks_mut(2).enumerate() {
-            let group = first_group + 2 * i;
-            if out.len() == 2 {
-                gemv::<Q, 2>(s, [w.group(group), w.group(group + 1)], x, out);
-            } else {
-                gemv::<Q, 1>(s, [w.group(group)], x, out);
+        let mut group = first_group;
+        for out in out.chunks_mut(4) {
+            let tiles = |i: usize| w.group(group + i);
+            match out.len() {
+                4 => gemv::<Q, 4>(s, [tiles(0), tiles(1), tiles(2), tiles(3)], x, out),
+                3 => gemv::<Q, 3>(s, [tiles(0), tiles(1), tiles(2)], x, out),
+                2 => gemv::<Q, 2>(s, [tiles(0), tiles(1)], x, out),
+                _ => gemv::<Q, 1>(s, [tiles(0)], x, out),
             }
+            group += out.len();
         }
         return;
     }
@@ -85,9 +91,9 @@ fn span_product<Q: Quant>(
                 let (group, is_pair) = (first_group + 2 * i, out.len() == 2 * n);
                 let out = &mut out[first_row..];
                 if is_pair {
-                    rows_product::<Q, 2>(s, [tiles(group), tiles(group + 1)], &part, n, out);
+                    rows_product::<Q, 2>(s, [tiles(group), tiles(group + 1)], group_bytes, &part, n, out);
                 } else {
-                    rows_product::<Q, 1>(s, [tiles(group)], &part, n, out);
+                    rows_product::<Q, 1>(s, [tiles(group)], group_bytes, &part, n, out);
                 }
             }
         }
@@ -141,14 +147,18 @@ fn start<Q: Quant>(s: Avx512, extra: u32) -> __m512i {
     with!(s, if Q::HAS_MIN { _mm512_setzero_si512() } else { _mm512_set1_epi32(extra.cast_signed()) })
 }
 
+/// Where what is needed [`PREFETCH_BYTES`] after the byte at `offset` of one of `G` row groups in hand lies, from that byte on: after
+/// its own group's last byte come the other groups, which are fetched by themselves, then the first of the next `G`.
 #[inline(always)]
-fn fetch_ahead<Q: Quant>(s: Avx512, tile: &[u8]) {
-    with!(s, {
-        for line in (0..Q::TILE_BYTES).step_by(64) {
-            // Past the last row group this points nowhere, which a hint may.
-            _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(PREFETCH_BYTES + line).cast());
-        }
-    })
+fn ahead<const G: usize>(tiles: [&[u8]; G], offset: usize, group_bytes: usize) -> usize {
+    PREFETCH_BYTES + if offset + PREFETCH_BYTES < tiles[0].len() { 0 } else { (G - 1) * group_bytes }
+}
+
+/// Fetches line `line` of what lies `ahead` of the beginning of `tile`.
+#[inline(always)]
+fn fetch(s: Avx512, tile: &[u8], ahead: usize, line: usize) {
+    // Past the last row group this points nowhere, which a hint may.
+    with!(s, _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(ahead + line * LINE_BYTES).cast()));
 }
 
 /// Loads 64 bytes at `at`.
@@ -215,15 +225,18 @@ fn fifth_bits(s: Avx512, high: __m512i, v: usize) -> (__m512i, __m512i) {
     })
 }
 
-/// One row of activations against `G` row groups.
+/// One row of activations against `G` row groups: four, where there are, since several streams bring memory in faster than one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
 fn gemv<Q: Quant, const G: usize>(s: Avx512, tiles: [&[u8]; G], x: &[QBlock], out: &mut [[f32; ROW_GROUP]]) {
     let mut acc = [s.splat(0.0); G];
     for (i, x) in x.as_chunks::<TILE_BLOCKS>().0.iter().enumerate() {
+        let ahead = ahead(tiles, i * Q::TILE_BYTES, tiles[0].len());
         for (tiles, acc) in tiles.iter().zip(&mut acc) {
             let tile = &tiles[i * Q::TILE_BYTES..][..Q::TILE_BYTES];
-            fetch_ahead::<Q>(s, tile);
+            for line in 0..Q::TILE_BYTES / LINE_BYTES {
+                fetch(s, tile, ahead, line);
+            }
             for (block, x) in x.iter().enumerate() {
                 let extra = extra::<Q>(x);
                 let isum = if Q::BITS == 4 {
@@ -287,6 +300,7 @@ fn step<Q: Quant>(s: Avx512, acc: __m512, isum: __m512i, scale: __m512, min: __m
 fn rows_product<Q: Quant, const G: usize>(
     s: Avx512,
     tiles: [&[u8]; G],
+    group_bytes: usize,
     part: &Part<'_>,
     n: usize,
     out: &mut [[f32; ROW_GROUP]],
@@ -299,25 +313,27 @@ fn rows_product<Q: Quant, const G: usize>(
         let mut tile = tiles;
         for tile in &mut tile {
             *tile = &tile[b / TILE_BLOCKS * Q::TILE_BYTES..][..Q::TILE_BYTES];
-            if b % TILE_BLOCKS == 0 {
-                fetch_ahead::<Q>(s, tile);
-            }
         }
         let w = Weights::<G>::load::<Q>(s, tile, b % TILE_BLOCKS);
+        let next = Next {
+            tile,
+            ahead: ahead(tiles, b / TILE_BLOCKS * Q::TILE_BYTES, group_bytes),
+            line: b % TILE_BLOCKS * Next::<G>::lines::<Q>(),
+        };
         // SAFETY: the slices have block `b` of every row and every row of every group, asserted above; `extras` is written.
         unsafe {
             let mut at = Cursor { x: x.as_ptr().add(b), extra: extras.as_ptr().add(b).cast(), out: out.as_mut_ptr() };
             let steps = Steps { stride, blocks, n };
-            for _ in 0..rows / ROWS_AT_ONCE {
-                w.add_to::<Q, ROWS_AT_ONCE>(s, &mut at, &steps);
-            }
             match rows % ROWS_AT_ONCE {
-                1 => w.add_to::<Q, 1>(s, &mut at, &steps),
-                2 => w.add_to::<Q, 2>(s, &mut at, &steps),
-                3 => w.add_to::<Q, 3>(s, &mut at, &steps),
-                4 => w.add_to::<Q, 4>(s, &mut at, &steps),
-                5 => w.add_to::<Q, 5>(s, &mut at, &steps),
-                _ => {}
+                1 => w.add_to::<Q, 1>(s, &mut at, &steps, Some(next)),
+                2 => w.add_to::<Q, 2>(s, &mut at, &steps, Some(next)),
+                3 => w.add_to::<Q, 3>(s, &mut at, &steps, Some(next)),
+                4 => w.add_to::<Q, 4>(s, &mut at, &steps, Some(next)),
+                5 => w.add_to::<Q, 5>(s, &mut at, &steps, Some(next)),
+                _ => (0..8).for_each(|step| next.fetch::<Q>(s, step)),
+            }
+            for _ in 0..rows / ROWS_AT_ONCE {
+                w.add_to::<Q, ROWS_AT_ONCE>(s, &mut at, &steps, None);
             }
         }
     }
@@ -335,6 +351,32 @@ struct Steps {
     stride: usize,
     blocks: usize,
     n: usize,
+}
+
+/// What is fetched while a block is worked on: evenly among the multiplications, since a burst of fetches holds up all that follows
+/// until the last of them is under way.
+#[derive(Clone, Copy)]
+struct Next<'a, const G: usize> {
+    tile: [&'a [u8]; G],
+    ahead: usize,
+    line: usize,
+}
+
+impl<const G: usize> Next<'_, G> {
+    /// Lines of each row group a block.
+    const fn lines<Q: Quant>() -> usize {
+        (Q::TILE_BYTES / LINE_BYTES).div_ceil(TILE_BLOCKS)
+    }
+
+    /// Fetches the `step`-th eighth.
+    #[inline(always)]
+    fn fetch<Q: Quant>(&self, s: Avx512, step: usize) {
+        for line in (step..Self::lines::<Q>()).step_by(8) {
+            for tile in self.tile {
+                fetch(s, tile, self.ahead, self.line + line);
+            }
+        }
+    }
 }
 
 /// One block of `G` row groups, unpacked: it stays in registers while all activations pass.
@@ -365,7 +407,13 @@ impl<const G: usize> Weights<G> {
     /// # Safety
     /// There are `T` rows at the cursor.
     #[inline(always)]
-    unsafe fn add_to<Q: Quant, const T: usize>(&self, s: Avx512, at: &mut Cursor, steps: &Steps) {
+    unsafe fn add_to<Q: Quant, const T: usize>(
+        &self,
+        s: Avx512,
+        at: &mut Cursor,
+        steps: &Steps,
+        next: Option<Next<'_, G>>,
+    ) {
         // SAFETY: the caller's promise; the last step may leave the slices but is not followed.
         unsafe {
             let x: [&QBlock; T] = std::array::from_fn(|t| &*at.x.add(t * steps.stride));
@@ -375,6 +423,9 @@ impl<const G: usize> Weights<G> {
                 *isum = [start::<Q>(s, extra); G];
             }
             for v in 0..8 {
+                if let Some(next) = &next {
+                    next.fetch::<Q>(s, v);
+                }
                 for (isum, x) in isum.iter_mut().zip(x) {
                     let q = four(s, x, v);
                     for (isum, w) in isum.iter_mut().zip(&self.w) {

@@ -1,7 +1,7 @@
 //! Attention: the specification against f64, every set against it by bits, blocks wherever the table says.
 
 use super::*;
-use crate::{AttentionArgs, AttentionScratch, KV_BLOCK, kv_block_len};
+use crate::{AttentionArgs, AttentionScratch, KV_BLOCK, attention_part_len, kv_block_len};
 
 /// One sequence of random keys and values in scattered blocks whose other bits are all NaN.
 struct Cache {
@@ -126,6 +126,37 @@ fn a_row_is_alone_beside_any_others() {
                     kernels.attention(&args, &mut alone, &mut scratch);
                     assert_same_bits(&alone, want, || format!("{kernels:?}: row {row} of {rows} from {positions} on"));
                     assert!(row + 1 == rows || want.iter().all(|x| x.is_finite()), "{kernels:?}: row {row} of {rows}");
+                }
+            }
+        }
+    }
+}
+
+/// Blocks that were looked at apart, in any shares, give what one look at all of them gives.
+#[test]
+fn shares_of_blocks_combine_to_the_whole() {
+    let mut rng = Rng::new(19);
+    let mut scratch = AttentionScratch::new();
+    for (heads, head_dim) in [(1, 16), (3, 64), (5, 32), (17, 80), (32, 16)] {
+        for positions in [1, 64, 65, 300, 641] {
+            let cache = Cache::new(positions, head_dim, &mut rng);
+            let q: Vec<f32> = (0..heads * head_dim).map(|_| 8.0 * rng.unit()).collect();
+            let (plane, table) = (&cache.plane, &cache.table);
+            let args = AttentionArgs { q: &q, rows: 1, heads, head_dim, plane, table, positions, scale: 0.3 };
+            let (len, blocks) = (attention_part_len(heads, head_dim), positions.div_ceil(KV_BLOCK));
+            for kernels in Kernels::supported() {
+                let mut want = vec![f32::NAN; q.len()];
+                kernels.attention(&args, &mut want, &mut scratch);
+                for share in [1, 2, blocks] {
+                    let mut parts = vec![f32::NAN; blocks * len];
+                    for first in (0..blocks).step_by(share).rev() {
+                        let these = first..blocks.min(first + share);
+                        let parts = &mut parts[first * len..these.end * len];
+                        kernels.attention_blocks(&args, these, parts, &mut scratch);
+                    }
+                    let mut have = vec![f32::NAN; q.len()];
+                    kernels.attention_combine(heads, head_dim, &parts, &mut have);
+                    assert_same_bits(&have, &want, || format!("{kernels:?}: {heads} of {head_dim} at {positions}"));
                 }
             }
         }
