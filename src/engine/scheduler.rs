@@ -5,6 +5,8 @@
 //! prompts the oldest. Nothing here reads a clock or keeps anything: the same state gives the same plan.
 //! Called by `engine` with every sequence's state; next on the data's way: `model::forward`.
 
+use super::queue::WAITING_JOBS;
+
 #[cfg(test)]
 mod tests;
 
@@ -67,6 +69,11 @@ pub struct StepLimits {
 /// Rows that a peer is given at a time: what the kernels' widest tiles take.
 pub const QUANTUM_ROWS: usize = 16;
 
+/// Places in the line that are kept for peers with fewer jobs than [`FEW_JOBS`].
+pub const RESERVED_PLACES: usize = 8;
+/// See [`RESERVED_PLACES`].
+pub const FEW_JOBS: usize = 2;
+
 impl Class {
     /// What a row costs.
     const fn price(self) -> u64 {
@@ -126,6 +133,12 @@ pub fn plan(pending: &[Option<Pending>], limits: StepLimits, plan: &mut Vec<Shar
 pub fn next_to_begin(waiting: impl Iterator<Item = Peer>, running: impl Fn(u64) -> usize) -> Option<usize> {
     let cost = |peer: Peer| (running(peer.id) as u64 + 1) * peer.class.price();
     waiting.enumerate().min_by_key(|&(place, peer)| (cost(peer), place)).map(|(place, _)| place)
+}
+
+/// Whether a peer that has so many jobs, running or waiting, may have one more wait beside so many of all peers: the last places
+/// are for those who have few, so that nobody fills the line alone.
+pub const fn may_wait(own: usize, waiting: usize) -> bool {
+    waiting < WAITING_JOBS && (own < FEW_JOBS || waiting < WAITING_JOBS - RESERVED_PLACES)
 }
 
 /// What each peer with a sequence has been given, in rows times their price. Who comes begins with what the others have least:

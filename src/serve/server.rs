@@ -84,6 +84,8 @@ enum Stopping {
 /// A job that the engine has not given back.
 struct Running<'s> {
     owner: Owner,
+    /// Whose turn it takes.
+    peer: u64,
     text: Box<dyn AnswerText + 's>,
     cancel: Arc<AtomicBool>,
     usage: Usage,

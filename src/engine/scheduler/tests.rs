@@ -114,7 +114,6 @@ const DECODE_ROW_US: u64 = 4_000;
 const PREFILL_ROW_US: u64 = 3_000;
 const BUDGET_US: u64 = 100_000;
 const SLOTS: usize = 6;
-const WAITING: usize = 32;
 
 /// A job of the simulation.
 #[derive(Clone, Copy)]
@@ -193,7 +192,8 @@ fn simulate(manners: &[Manner], seed: u64, minutes: u64) -> BTreeMap<&'static st
         while let Some(ask) = arrivals.next_if(|ask| ask.arrived <= now) {
             let figures = figures.entry(name(ask.peer)).or_default();
             figures.asked += 1;
-            if waiting.len() < WAITING { waiting.push(ask) } else { figures.turned_away += 1 }
+            let own = waiting.iter().filter(|other| other.peer.id == ask.peer.id).count() + ledger.running(ask.peer.id);
+            if may_wait(own, waiting.len()) { waiting.push(ask) } else { figures.turned_away += 1 }
         }
         waiting.retain(|ask| {
             let wanted = ask.cancelled_at > now;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::{Owner, Running, Server};
 use crate::engine::queue::{Event, FinishReason, RequestId};
-use crate::engine::scheduler::{Class, Peer};
+use crate::engine::scheduler::{Class, Peer, may_wait};
 use crate::serve::admit::admit;
 use crate::serve::conn::Conn;
 use crate::serve::memory::{max_jobs, max_text_bytes};
@@ -23,15 +23,21 @@ impl Server<'_, '_, '_> {
         if self.running.len() >= max_jobs(self.setup.sequences) {
             return Err(Reject::busy());
         }
+        let peer = self.peer(owner);
+        let own = self.running.values().filter(|running| running.peer == peer.id).count();
+        if !may_wait(own, self.link.waiting()) {
+            return Err(Reject::busy());
+        }
         let keeps = match owner {
             Owner::Tty => self.tty.as_ref().is_some_and(TtyPort::keeps_answer),
             Owner::Conn(_) | Owner::Nobody => !request.stream,
         };
         let id = self.next_request;
         let mut job = admit(id, request, self.setup.text, &self.setup.defaults, self.setup.context_tokens)?;
-        job.peer = self.peer(owner);
+        job.peer = peer;
         let running = Running {
             owner,
+            peer: peer.id,
             text: self.setup.text.answer(&request.stop).map_err(|why| Reject::field("stop", why))?,
             cancel: Arc::clone(&job.cancel),
             usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0, cached_tokens: 0 },
