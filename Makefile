@@ -5,7 +5,7 @@ BOARD  := virt
 CARD   := target/image/hearth-$(BOARD)-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1).img
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model build cross image image-lock buildroot qemu bench bench-arm soak clean
+.PHONY: help run test model build cross image image-lock buildroot qemu bench bench-arm soak load clean
 
 help:   ## this list
 	@sed -n 's/^\([a-z-]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,8 +51,12 @@ bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BEN
 bench-arm: cross  ## count instructions a token on emulated Arm cores: make bench-arm [RECORD=1]
 	@tests/bench-arm $(if $(RECORD),--record)
 
-soak: build  ## requests of every kind against one daemon: make soak [MINUTES=N]
+soak: build  ## requests of every kind against one daemon, then 64 clients at once, half of them hostile: make soak [MINUTES=N]
 	@tests/soak $(HEARTH) $(MINUTES)
+	@tests/siege $(HEARTH) $$(( $(or $(MINUTES),10) * 60 ))
+
+load: build  ## measure many clients at once: make load [RECORD=FILE.md]
+	@tests/load $(HEARTH) $(if $(RECORD),--record $(RECORD))
 
 clean:  ## remove what was built (models stay)
 	cargo clean

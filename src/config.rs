@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 
 use crate::model::hyper::MAX_CONTEXT;
-use crate::tools::session::MAX_SEQUENCES;
+use crate::serve::daemon::{MAX_STEP_MS, MIN_STEP_MS};
+use crate::tools::session::{MAX_PREFIX_POSITIONS, MAX_SEQUENCES};
 
 /// Largest file that is read, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 64 * 1024;
@@ -24,6 +25,8 @@ struct RawConfig {
     model: Option<String>,
     ctx: Option<usize>,
     sequences: Option<usize>,
+    step_ms: Option<usize>,
+    prefix_positions: Option<usize>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
     serial: Option<String>,
@@ -38,6 +41,10 @@ pub struct Config {
     pub ctx: Option<usize>,
     /// Sequences at once.
     pub sequences: Option<usize>,
+    /// How long a step may take while answers stream, in milliseconds.
+    pub step_ms: Option<usize>,
+    /// Positions of the prefix cache beside those of the sequences.
+    pub prefix_positions: Option<usize>,
     /// Tokens an answer may have where the request names no number.
     pub max_tokens: Option<usize>,
     /// Temperature of requests that name none.
@@ -122,6 +129,8 @@ impl Config {
             model: raw.model.map(model_path).transpose()?,
             ctx: number("ctx", raw.ctx, MIN_CONTEXT, MAX_CONTEXT)?,
             sequences: number("sequences", raw.sequences, 1, MAX_SEQUENCES)?,
+            step_ms: number("step_ms", raw.step_ms, MIN_STEP_MS as usize, MAX_STEP_MS as usize)?,
+            prefix_positions: number("prefix_positions", raw.prefix_positions, 0, MAX_PREFIX_POSITIONS)?,
             max_tokens: number("max_tokens", raw.max_tokens, 1, MAX_CONTEXT)?,
             temperature: raw.temperature.map(temperature).transpose()?,
             serial: raw.serial.map_or(Ok(Serial::Console), serial)?,
@@ -199,6 +208,7 @@ mod tests {
         let all = Config::parse(&examples).unwrap();
         assert_eq!(all.model, Some("models/name.gguf".into()));
         assert_eq!((all.ctx, all.sequences, all.max_tokens), (Some(2048), Some(4), Some(512)));
+        assert_eq!((all.step_ms, all.prefix_positions), (Some(100), Some(0)));
         assert_eq!((all.temperature, all.serial), (Some(0.0), Serial::Console));
     }
 
@@ -211,6 +221,7 @@ mod tests {
             ("ctx = -1", "line 1: invalid value"),
             ("ctx = 63", "ctx is 63, must be from 64 to"),
             ("sequences = 0", "sequences is 0, must be from 1 to 256"),
+            ("step_ms = 0", "step_ms is 0, must be from 1 to 60000"),
             ("temperature = nan", "temperature is NaN, must be from 0"),
             ("temperature = 2.1", "temperature is 2.1, must be"),
             ("model = \"../etc/passwd\"", "model is \"../etc/passwd\", must be a path on this partition"),

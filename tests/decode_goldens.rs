@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
+use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::Gguf;
 use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
@@ -59,7 +60,16 @@ fn with_tiny<R>(file: &[u8], threads: usize, use_model: impl FnOnce(&Model<'_>, 
 
 fn job(id: u64, prompt: Vec<TokenId>, sampling: SamplingParams) -> Box<Job> {
     let cancel = Arc::new(AtomicBool::new(false));
-    Box::new(Job { id, prompt, sampling, max_tokens: GENERATED, ignore_eos: true, logits_hash: true, cancel })
+    Box::new(Job {
+        id,
+        prompt,
+        sampling,
+        max_tokens: GENERATED,
+        ignore_eos: true,
+        logits_hash: true,
+        cancel,
+        peer: Peer::default(),
+    })
 }
 
 fn prompt(seed: u32) -> Vec<TokenId> {
@@ -71,7 +81,8 @@ fn run(file: &[u8], settings: Settings, sampling: &SamplingParams) -> (u64, Vec<
     let Settings { kernels, threads, batch, prefill_chunk } = settings;
     with_tiny(file, threads, |model, workers| {
         let max_rows = prefill_chunk.max(batch);
-        let capacity = Capacity { ctx: 256, sequences: batch, max_rows, max_outputs: batch, threads };
+        let capacity =
+            Capacity { ctx: 256, sequences: batch, max_rows, max_outputs: batch, threads, ..Capacity::default() };
         let mut engine = Engine::new(model, kernels, workers, capacity, prefill_chunk, vec![]);
         // Neighbours come first, with other lengths, so that the golden's rows lie in the middle of every step.
         for id in 1..batch as u64 {

@@ -12,6 +12,8 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use common::{CONTEXT_TOKENS, Script, post, wait_for, with_daemon};
+use hearth::engine::queue::WAITING_JOBS;
+use hearth::engine::scheduler::RESERVED_PLACES;
 use hearth::model::gguf::Gguf;
 use hearth::model::vocab::raw_vocab;
 use hearth::serve::MAX_INPUT_BYTES;
@@ -121,7 +123,7 @@ fn one_request(case: &str) {
     assert!(took <= request_bytes(CTX), "{case}: took {took}, planned {}", request_bytes(CTX));
 }
 
-/// Requests that wait with the longest prompts, and as much input as is taken beside them.
+/// Requests of one user that wait with the longest prompts, and as much input as is taken beside them.
 fn waiting_requests() {
     let script = Script { answer: "a".to_owned(), ..Script::default() };
     script.frozen.store(true, Ordering::SeqCst);
@@ -131,12 +133,12 @@ fn waiting_requests() {
         assert_eq!(daemon.health("active"), 0);
         let mut streams: Vec<UnixStream> = Vec::new();
         let took = peak(|| {
-            for _ in 0..32 {
+            for _ in 0..WAITING_JOBS - RESERVED_PLACES {
                 let mut stream = daemon.connect();
                 stream.write_all(prompt.as_bytes()).unwrap();
                 streams.push(stream);
             }
-            wait_for("the queue", || daemon.health("waiting") == 32);
+            wait_for("the queue", || daemon.health("waiting") == WAITING_JOBS - RESERVED_PLACES);
             for _ in 0..MAX_INPUT_BYTES / MAX_BODY_BYTES + 2 {
                 let mut stream = daemon.connect();
                 // One that is refused finds its connection shut in the middle.

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
+use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::Gguf;
 use hearth::model::plan::{Capacity, MemoryPlan};
 use hearth::model::weights::WeightLayout;
@@ -28,7 +29,14 @@ fn run(file: &[u8]) -> Result<usize, ModelError> {
     let gguf = Gguf::parse(file)?;
     let hyper = arch::hyper(&gguf)?;
     let layout = WeightLayout::new(&gguf, &hyper)?;
-    let capacity = Capacity { ctx: 64.min(hyper.n_ctx_train), sequences: 1, max_rows: 8, max_outputs: 1, threads: 1 };
+    let capacity = Capacity {
+        ctx: 64.min(hyper.n_ctx_train),
+        sequences: 1,
+        max_rows: 8,
+        max_outputs: 1,
+        threads: 1,
+        ..Capacity::default()
+    };
     let plan = MemoryPlan::new(&hyper, &layout, 0, file.len(), capacity);
     // Refused or not, it must add up.
     let _ = plan.check(&hyper, 1 << 30);
@@ -45,6 +53,7 @@ fn run(file: &[u8]) -> Result<usize, ModelError> {
         ignore_eos: true,
         logits_hash: true,
         cancel: Arc::new(AtomicBool::new(false)),
+        peer: Peer::default(),
     };
     let mut tokens = 0;
     if engine.admit(Box::new(job)).is_ok() {

@@ -1,5 +1,5 @@
 //! After "ready" the engine thread and its workers take no memory and free none: counted by the allocator itself, over prefill,
-//! decode, a batch, sampling, cancelled jobs (running and waiting), a full context, and more jobs than may wait.
+//! decode, a batch, sampling, prefixes found and forgotten, cancelled jobs (running and waiting), a full context, and more jobs than may wait.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/tiny.rs"]
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, FinishReason, Job, Rings, WAITING_JOBS};
 use hearth::engine::sampler::SamplingParams;
+use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::Gguf;
 use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
@@ -63,7 +64,16 @@ const SEQUENCES: usize = 3;
 fn job(id: u64, prompt: usize, max_tokens: usize, sampling: SamplingParams) -> Box<Job> {
     let prompt = (0..prompt).map(|i| TokenId((i * 31 + id as usize) as u32 % SHAPE.n_vocab as u32)).collect();
     let cancel = Arc::new(AtomicBool::new(false));
-    Box::new(Job { id, prompt, sampling, max_tokens, ignore_eos: true, logits_hash: id.is_multiple_of(2), cancel })
+    Box::new(Job {
+        id,
+        prompt,
+        sampling,
+        max_tokens,
+        ignore_eos: true,
+        logits_hash: id.is_multiple_of(2),
+        cancel,
+        peer: Peer::default(),
+    })
 }
 
 #[test]
@@ -78,9 +88,16 @@ fn the_engine_and_its_workers_allocate_nothing_after_ready() {
     let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |_| ()).unwrap();
     for kernels in Kernels::supported() {
         let workers = Workers::new(2).unwrap();
-        let capacity = Capacity { ctx: CTX, sequences: SEQUENCES, max_rows: 64, max_outputs: SEQUENCES, threads: 2 };
+        let capacity = Capacity {
+            ctx: CTX,
+            sequences: SEQUENCES,
+            max_rows: 64,
+            max_outputs: SEQUENCES,
+            threads: 2,
+            ..Capacity::default()
+        };
         let engine = Engine::new(&model, kernels, workers, capacity, 64, vec![]);
-        let calls = live(engine);
+        let calls = live(engine.sharing_prefixes().with_step_budget(std::time::Duration::from_millis(50)));
         assert_eq!(calls, 0, "calls of the allocator with the {} kernels", kernels.name());
     }
 }
@@ -109,13 +126,17 @@ fn live(engine: Engine<'_>) -> u64 {
         let waiting = job(4, 20, usize::MAX, hot.clone());
         let (running_cancel, waiting_cancel) = (Arc::clone(&stop_me.cancel), Arc::clone(&waiting.cancel));
         let (mut reasons, mut submitted) = (BTreeMap::new(), 0);
-        for job in [endless, stop_me, job(2, 1, 30, hot.clone()), job(3, 200, 3, SamplingParams::default()), waiting] {
+        let long = |id| job(id, 200, 3, SamplingParams::default());
+        let first = [endless, stop_me, job(2, 1, 30, hot.clone()), long(3), waiting];
+        // The same prompt as 3's again; then more prompts than there are blocks for.
+        let others = [3 + SHAPE.n_vocab as u64, 5, 6, 7, 8, 9, 10, 11].map(long);
+        for job in first.into_iter().chain(others) {
             link.submit(job).unwrap();
             submitted += 1;
         }
         waiting_cancel.store(true, Ordering::Release);
         link.nudge();
-        let mut tokens = 0;
+        let (mut tokens, mut hits) = (0, 0);
         let mut refused = 0;
         while reasons.len() < submitted {
             link.clear();
@@ -123,6 +144,7 @@ fn live(engine: Engine<'_>) -> u64 {
                 match event {
                     Event::Token { id: 1, .. } if tokens > 10 => running_cancel.store(true, Ordering::Release),
                     Event::Token { .. } => tokens += 1,
+                    Event::Begun { cached_tokens, .. } => hits += usize::from(cached_tokens > 0),
                     Event::Finished { job, reason, .. } => {
                         reasons.insert(job.id, reason);
                     }
@@ -142,6 +164,7 @@ fn live(engine: Engine<'_>) -> u64 {
         COUNTING.store(false, Ordering::SeqCst);
         link.shutdown();
         assert!(tokens > 100 && submitted > WAITING_JOBS && refused == 1, "{tokens} tokens, {submitted} jobs");
+        assert!(hits > 0, "no prompt found what another had computed");
         let expected = [FinishReason::Length, FinishReason::Cancelled, FinishReason::Length, FinishReason::Length];
         assert_eq!([0, 1, 2, 3].map(|id| reasons[&id]), expected);
         assert_eq!(reasons[&4], FinishReason::Cancelled, "while it waited or at its first step");

@@ -17,6 +17,7 @@ use std::time::Duration;
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
+use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::{GgmlType, Gguf};
 use hearth::model::packed::write::{PackPlan, WriteError};
 use hearth::model::packed::{self, Damage};
@@ -62,7 +63,7 @@ fn pack(file: &[u8]) -> Result<Vec<u8>, WriteError> {
 
 /// The logits hash of four greedy steps.
 fn logits_hash(model: &Model<'_>, workers: Workers) -> u64 {
-    let capacity = Capacity { ctx: 64, sequences: 1, max_rows: 32, max_outputs: 1, threads: 1 };
+    let capacity = Capacity { ctx: 64, sequences: 1, max_rows: 32, max_outputs: 1, threads: 1, ..Capacity::default() };
     let mut engine = Engine::new(model, Kernels::detect(), workers, capacity, 32, vec![]);
     let job = Job {
         id: 0,
@@ -72,6 +73,7 @@ fn logits_hash(model: &Model<'_>, workers: Workers) -> u64 {
         ignore_eos: true,
         logits_hash: true,
         cancel: Arc::new(AtomicBool::new(false)),
+        peer: Peer::default(),
     };
     engine.admit(Box::new(job)).unwrap();
     let mut hash = None;
@@ -136,11 +138,20 @@ fn use_file(bytes: &[u8]) -> Result<(), ModelError> {
     }
     let _ = packed::verify(&gguf, |_| ());
     let model = Model::map(&gguf, hyper, &layout)?;
-    let capacity = Capacity { ctx: 8, sequences: 1, max_rows: 2, max_outputs: 1, threads: 1 };
+    let capacity = Capacity { ctx: 8, sequences: 1, max_rows: 2, max_outputs: 1, threads: 1, ..Capacity::default() };
     let mut engine = Engine::new(&model, Kernels::detect(), Workers::new(1).unwrap(), capacity, 2, vec![]);
     let cancel = Arc::new(AtomicBool::new(false));
     let (prompt, sampling) = (vec![TokenId(1), TokenId(2)], SamplingParams::default());
-    let job = Job { id: 0, prompt, sampling, max_tokens: 2, ignore_eos: true, logits_hash: true, cancel };
+    let job = Job {
+        id: 0,
+        prompt,
+        sampling,
+        max_tokens: 2,
+        ignore_eos: true,
+        logits_hash: true,
+        cancel,
+        peer: Peer::default(),
+    };
     if engine.admit(Box::new(job)).is_ok() {
         while !engine.is_idle() {
             engine.step(&mut |_| ());

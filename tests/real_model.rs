@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use hearth::engine::Engine;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
+use hearth::engine::scheduler::Peer;
 use hearth::model::forward::{BatchRow, forward};
 use hearth::model::gguf::Gguf;
 use hearth::model::kv::{BlockTable, KvCache};
@@ -66,19 +67,29 @@ fn greedy(model: &Model<'_>, settings: Settings, prompt: &[TokenId], max_tokens:
     let Settings { kernels, threads, batch, prefill_chunk } = settings;
     let workers = Workers::new(threads).unwrap();
     let max_rows = prefill_chunk.max(batch);
-    let capacity = Capacity { ctx: 512, sequences: batch, max_rows, max_outputs: batch, threads };
+    let capacity =
+        Capacity { ctx: 512, sequences: batch, max_rows, max_outputs: batch, threads, ..Capacity::default() };
     let mut engine = Engine::new(model, kernels, workers, capacity, prefill_chunk, vec![]);
     for id in 0..batch as u64 {
         let cancel = Arc::new(AtomicBool::new(false));
         let sampling = SamplingParams::default();
-        let job =
-            Job { id, prompt: prompt.to_vec(), sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel };
+        let job = Job {
+            id,
+            prompt: prompt.to_vec(),
+            sampling,
+            max_tokens,
+            ignore_eos: true,
+            logits_hash: true,
+            cancel,
+            peer: Peer::default(),
+        };
         engine.admit(Box::new(job)).unwrap();
     }
     let mut tokens = vec![vec![]; batch];
     let mut hashes = vec![0; batch];
     while !engine.is_idle() {
         engine.step(&mut |event| match event {
+            Event::Begun { .. } => {}
             Event::Token { id, token, .. } => tokens[id as usize].push(token),
             Event::Finished { job, logits_hash, .. } => hashes[job.id as usize] = logits_hash.unwrap(),
         });

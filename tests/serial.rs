@@ -163,7 +163,7 @@ fn a_program_at_the_line() {
         assert_eq!(
             terminal.until("}\n{\"done\":true,\"text\""),
             "\r\n{\"delta\":\"o\"}\n{\"delta\":\"k\"}\n{\"done\":true,\"finish_reason\":\"stop\",\"usage\":{\"prompt_tokens\":1,\
-             \"completion_tokens\":2,\"total_tokens\":3},\"logits_hash\":\"000000000000abc2\"}\n{\"done\":true,\"text\""
+             \"completion_tokens\":2,\"total_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":0}},\"logits_hash\":\"000000000000abc2\"}\n{\"done\":true,\"text\""
         );
         terminal.until("}\n");
         terminal.type_in(b"\xff\x00\xfe noise \x1b\x1b\n{\"prompt\":\"z\"}\n");

@@ -1,14 +1,19 @@
 //! The engine: admit → plan → forward → sample → emit, one step at a time, on one thread and its workers.
 //!
 //! Every buffer is taken by [`Engine::new`]; afterwards a step allocates and frees nothing. A sequence's tokens depend on its own
-//! job alone, never on what else is in the step. In reading order: [`queue`] (how jobs come and tokens go) · [`scheduler`] (what
-//! a step holds) · [`sampler`] (which token comes next). Next on the data's way: `model::forward`, then `serve`.
+//! job alone, never on what else is in the step, nor on what the prefix cache holds. In reading order: [`queue`] (how jobs come and
+//! tokens go) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
+//! · [`sampler`] (which token comes next). Next on the data's way: `model::forward`, then `serve`.
 
+pub mod pace;
+pub mod prefix;
 pub mod queue;
 pub mod sampler;
 pub mod scheduler;
 
-use hearth_kernels::Kernels;
+use std::time::{Duration, Instant};
+
+use hearth_kernels::{KV_BLOCK, Kernels};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::Model;
@@ -19,9 +24,11 @@ use crate::model::plan::Capacity;
 use crate::model::scratch::Scratch;
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
+use pace::Pace;
+use prefix::{BlockCounts, PrefixCache};
 use queue::{EngineEnd, Event, FinishReason, Job};
 use sampler::Sampler;
-use scheduler::{Pending, Share, StepLimits};
+use scheduler::{Ledger, Pending, Share, StepLimits};
 
 /// The engine and everything it owns.
 pub struct Engine<'m> {
@@ -32,6 +39,9 @@ pub struct Engine<'m> {
     workers: Workers,
     capacity: Capacity,
     limits: StepLimits,
+    pace: Pace,
+    /// Prompts share what they begin with.
+    shares_prefixes: bool,
     /// Tokens that end a generation, ascending.
     eog: Vec<TokenId>,
     buffers: EngineBuffers,
@@ -49,6 +59,8 @@ pub struct EngineBuffers {
     pending: Vec<Option<Pending>>,
     shares: Vec<Share>,
     rows: Vec<BatchRow>,
+    ledger: Ledger,
+    prefix: PrefixCache,
     /// One row of logits.
     logits: Vec<f32>,
     sampler: Sampler,
@@ -59,6 +71,10 @@ struct Sequence {
     job: Box<Job>,
     /// Positions in the cache.
     cached: usize,
+    /// Of these, positions of the prompt that were there before.
+    reused: usize,
+    /// Its first blocks that the prefix cache knows.
+    known_blocks: usize,
     age: u64,
     hash: Option<Xxh3>,
 }
@@ -94,6 +110,22 @@ pub enum Refused {
     },
 }
 
+/// A prompt that cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// It can never run.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no room for it beside the sequences.
+    #[error("{tokens} tokens or more are to be kept, there is room for {room}")]
+    TooLong {
+        /// Tokens so far.
+        tokens: usize,
+        /// Tokens that may be kept.
+        room: usize,
+    },
+}
+
 impl Refused {
     /// The job, given back.
     pub fn into_job(self) -> Box<Job> {
@@ -114,6 +146,8 @@ impl EngineBuffers {
             pending: Vec::with_capacity(sequences),
             shares: Vec::with_capacity(sequences),
             rows: Vec::with_capacity(capacity.max_rows),
+            ledger: Ledger::with_capacity(sequences),
+            prefix: PrefixCache::new(capacity.kv_blocks()),
             logits: vec![0.0; hyper.n_vocab],
             sampler: Sampler::new(hyper.n_vocab),
         }
@@ -130,6 +164,8 @@ impl EngineBuffers {
             + size_of::<Share>();
         capacity.sequences * per_sequence
             + capacity.max_rows * size_of::<BatchRow>()
+            + Ledger::bytes(capacity.sequences)
+            + PrefixCache::bytes(capacity.kv_blocks())
             + hyper.n_vocab * size_of::<f32>()
             + Sampler::bytes(hyper.n_vocab)
     }
@@ -150,15 +186,67 @@ impl<'m> Engine<'m> {
         Self {
             model,
             kernels,
-            cache: KvCache::new(hyper, blocks_for(capacity.ctx) * capacity.sequences),
+            cache: KvCache::new(hyper, capacity.kv_blocks()),
             scratch: Scratch::new(hyper, capacity.ctx, capacity.max_rows, capacity.max_outputs, workers.threads()),
             workers,
             capacity,
-            limits: StepLimits { max_rows: capacity.max_rows, prefill_chunk },
+            limits: StepLimits { max_rows: capacity.max_rows, prefill_chunk, beside_decode: capacity.max_rows },
+            pace: Pace::default(),
+            shares_prefixes: false,
             eog,
             buffers: EngineBuffers::new(hyper, capacity),
             admitted: 0,
         }
+    }
+
+    /// Prompts use keys and values of those before them that began alike.
+    #[must_use]
+    pub fn sharing_prefixes(self) -> Self {
+        Self { shares_prefixes: true, ..self }
+    }
+
+    /// While answers stream, no step takes longer than `budget`, as far as the engine can tell from those before it.
+    #[must_use]
+    pub fn with_step_budget(self, budget: Duration) -> Self {
+        Self { pace: Pace::new(Some(budget)), ..self }
+    }
+
+    /// Computes what `prompts` begin with, in whole blocks, and keeps it for ever; the tokens kept, of all of them. Nothing else may
+    /// be under way, and prefixes must be shared.
+    ///
+    /// # Errors
+    /// A prompt cannot run, or is more than the blocks left for it ([`Capacity::prefix`]).
+    pub fn pin(&mut self, prompts: &[Vec<TokenId>]) -> Result<usize, PinError> {
+        let room = blocks_for(self.capacity.prefix);
+        for prompt in prompts {
+            let whole = prompt.len() / KV_BLOCK;
+            let tokens = &prompt[..whole * KV_BLOCK];
+            if tokens.is_empty() {
+                continue;
+            }
+            // One token more than is kept: a sequence computes its last token whatever the cache holds.
+            let job = Job { prompt: prompt[..prompt.len().min(tokens.len() + 1)].to_vec(), ..Job::default() };
+            self.admit(Box::new(job)).map_err(|refused| PinError::Refused(refused.to_string()))?;
+            while !self.is_idle() {
+                self.step(&mut |_| ());
+            }
+            let EngineBuffers { prefix, .. } = &mut self.buffers;
+            let mut parent = None;
+            for block in tokens.chunks_exact(KV_BLOCK) {
+                let Some(found) = prefix.find(parent, block) else { break };
+                prefix.pin(found);
+                if prefix.pinned() > room {
+                    return Err(PinError::TooLong { tokens: prefix.pinned() * KV_BLOCK, room: room * KV_BLOCK });
+                }
+                parent = Some(found);
+            }
+        }
+        Ok(self.buffers.prefix.pinned() * KV_BLOCK)
+    }
+
+    /// Where the KV blocks are.
+    pub fn kv_blocks(&self) -> BlockCounts {
+        self.buffers.prefix.counts(&self.cache)
     }
 
     /// Makes the plan's memory resident, so that what was taken is there when a request needs it.
@@ -191,13 +279,11 @@ impl<'m> Engine<'m> {
         let Some(slot) = self.buffers.sequences.iter().position(Option::is_none) else {
             return Err(Refused::Busy(job));
         };
-        let positions = prompt.saturating_add(job.max_tokens).min(ctx);
-        if !self.cache.reserve(&mut self.buffers.tables[slot], positions) {
-            return Err(Refused::Busy(job));
-        }
         self.buffers.generated[slot].clear();
+        self.buffers.ledger.enter(job.peer);
         let hash = job.logits_hash.then(Xxh3::new);
-        self.buffers.sequences[slot] = Some(Sequence { job, cached: 0, age: self.admitted, hash });
+        let age = self.admitted;
+        self.buffers.sequences[slot] = Some(Sequence { job, cached: 0, reused: 0, known_blocks: 0, age, hash });
         self.admitted += 1;
         Ok(())
     }
@@ -212,36 +298,50 @@ impl<'m> Engine<'m> {
         self.free_sequences() == self.buffers.sequences.len()
     }
 
-    /// Runs one step: at most two events a sequence go to `emit`.
+    /// Runs one step: at most [`EVENTS_A_SEQUENCE`] events a sequence go to `emit`.
     pub fn step(&mut self, emit: &mut dyn FnMut(Event)) {
         self.end_cancelled(emit);
-        let lent: usize = self.buffers.tables.iter().map(|table| table.blocks().len()).sum();
-        assert_eq!(lent + self.cache.free_blocks(), self.cache.blocks(), "KV blocks lent and free");
+        self.buffers.prefix.check(&self.cache, &self.buffers.tables);
+        if self.shares_prefixes {
+            self.find_prefixes();
+        }
         self.plan();
         if self.buffers.rows.is_empty() {
             return;
         }
+        let began = Instant::now();
         let EngineBuffers { tables, rows, .. } = &self.buffers;
         forward(self.model, self.kernels, &mut self.cache, tables, rows, &mut self.scratch, &mut self.workers);
-        let mut output = 0;
+        let (mut output, mut decodes, mut prefills) = (0, 0, 0);
         for index in 0..self.buffers.shares.len() {
             let share = self.buffers.shares[index];
             if let Some(sequence) = &mut self.buffers.sequences[share.sequence] {
+                if sequence.cached + 1 < sequence.job.prompt.len() {
+                    prefills += share.rows;
+                    self.buffers.ledger.charge(sequence.job.peer, share.rows);
+                } else {
+                    decodes += 1;
+                }
                 sequence.cached += share.rows;
+            }
+            if self.shares_prefixes {
+                self.publish(share.sequence);
             }
             if share.last {
                 self.sample(share.sequence, output, emit);
                 output += 1;
             }
         }
+        self.pace.record(decodes, prefills, began.elapsed());
     }
 
     /// The engine thread's life: takes jobs and steps until told to stop and idle.
     pub fn run(mut self, mut end: EngineEnd<'_>) {
         self.workers.pin_caller();
-        let events_a_step = 2 * self.capacity.sequences;
+        let events_a_step = EVENTS_A_SEQUENCE * self.capacity.sequences;
         while !end.abandoned() {
             self.take_jobs(&mut end);
+            end.report(self.kv_blocks());
             if self.is_idle() {
                 if end.stopping() {
                     return;
@@ -273,7 +373,8 @@ impl<'m> Engine<'m> {
                     if self.free_sequences() == 0 {
                         break;
                     }
-                    let Some(job) = end.next_job() else { break };
+                    let ledger = &self.buffers.ledger;
+                    let Some(job) = end.next_fair_job(|peer| ledger.running(peer)) else { break };
                     let Err(refused) = self.admit(job) else { continue };
                     log::error!("job refused: {refused}");
                     (refused.into_job(), FinishReason::Refused)
@@ -296,23 +397,68 @@ impl<'m> Engine<'m> {
         }
     }
 
-    /// Fills `shares` and `rows` for the next step.
+    /// Prompts that are at a block's end take over what is known of what comes next. At each step, not only at the beginning: another
+    /// sequence may just have computed it. A prompt's last token is always left, because its logits are wanted.
+    fn find_prefixes(&mut self) {
+        let EngineBuffers { sequences, tables, prefix, .. } = &mut self.buffers;
+        for (sequence, table) in sequences.iter_mut().zip(tables) {
+            let Some(sequence) = sequence else { continue };
+            while sequence.cached == table.blocks().len() * KV_BLOCK
+                && let Some(tokens) = sequence.job.prompt.get(sequence.cached..sequence.cached + KV_BLOCK)
+                && sequence.cached + KV_BLOCK < sequence.job.prompt.len()
+                && let Some(block) = prefix.find(table.blocks().last().copied(), tokens)
+            {
+                prefix.attach(block);
+                table.push(block);
+                sequence.cached += KV_BLOCK;
+                sequence.reused += KV_BLOCK;
+                sequence.known_blocks += 1;
+            }
+        }
+    }
+
+    /// Lets others know of a sequence's blocks that have become full.
+    fn publish(&mut self, slot: usize) {
+        let EngineBuffers { sequences, tables, generated, prefix, .. } = &mut self.buffers;
+        let (Some(sequence), table) = (&mut sequences[slot], &mut tables[slot]) else { return };
+        while (sequence.known_blocks + 1) * KV_BLOCK <= sequence.cached {
+            let index = sequence.known_blocks;
+            let tokens: [TokenId; KV_BLOCK] =
+                std::array::from_fn(|at| token_at(&sequence.job.prompt, &generated[slot], index * KV_BLOCK + at));
+            let parent = index.checked_sub(1).map(|before| table.blocks()[before]);
+            let block = prefix.publish(&mut self.cache, parent, table.blocks()[index], &tokens);
+            table.replace(index, block);
+            sequence.known_blocks += 1;
+        }
+    }
+
+    /// Fills `shares` and `rows` for the next step, and takes the blocks that they need.
+    ///
+    /// # Panics
+    /// No block is left: the plan has one for every position of every sequence.
     fn plan(&mut self) {
-        let EngineBuffers { sequences, generated, pending, shares, rows, .. } = &mut self.buffers;
+        let EngineBuffers { sequences, tables, generated, pending, shares, rows, ledger, prefix, .. } =
+            &mut self.buffers;
         pending.clear();
         pending.extend(sequences.iter().map(|sequence| {
             let sequence = sequence.as_ref()?;
             let left = sequence.job.prompt.len().saturating_sub(sequence.cached);
-            Some(Pending { tokens: left.max(1), age: sequence.age })
+            let peer = sequence.job.peer;
+            Some(Pending { tokens: left.max(1), age: sequence.age, peer, spent: ledger.spent(peer) })
         }));
-        scheduler::plan(pending, self.limits, shares);
+        let beside_decode = self.pace.prefill_rows(self.limits.max_rows);
+        scheduler::plan(pending, StepLimits { beside_decode, ..self.limits }, shares);
         rows.clear();
         for share in shares {
             let Some(state) = &sequences[share.sequence] else { continue };
-            let prompt = &state.job.prompt;
+            let table = &mut tables[share.sequence];
+            while table.blocks().len() < blocks_for(state.cached + share.rows) {
+                let block = prefix.take(&mut self.cache);
+                assert!(block.is_some(), "KV blocks: {:?}", prefix.counts(&self.cache));
+                table.push(block.unwrap_or_default());
+            }
             rows.extend((state.cached..state.cached + share.rows).map(|position| BatchRow {
-                token:
-                    prompt.get(position).copied().unwrap_or_else(|| generated[share.sequence][position - prompt.len()]),
+                token: token_at(&state.job.prompt, &generated[share.sequence], position),
                 sequence: share.sequence,
                 position,
                 logits: share.last && position + 1 == state.cached + share.rows,
@@ -325,6 +471,9 @@ impl<'m> Engine<'m> {
         let EngineBuffers { sequences, generated, logits, sampler, .. } = &mut self.buffers;
         let Some(sequence) = &mut sequences[slot] else { return };
         let generated = &mut generated[slot];
+        if generated.is_empty() {
+            emit(Event::Begun { id: sequence.job.id, cached_tokens: sequence.reused });
+        }
         if sequence.job.max_tokens == 0 {
             return self.finish(slot, FinishReason::Length, emit);
         }
@@ -349,13 +498,21 @@ impl<'m> Engine<'m> {
 
     fn finish(&mut self, slot: usize, reason: FinishReason, emit: &mut dyn FnMut(Event)) {
         let Some(sequence) = self.buffers.sequences[slot].take() else { return };
-        self.cache.release(&mut self.buffers.tables[slot]);
+        self.buffers.prefix.release(&mut self.cache, &mut self.buffers.tables[slot]);
+        self.buffers.ledger.leave(sequence.job.peer);
         let completion_tokens = self.buffers.generated[slot].len();
         let logits_hash = sequence.hash.map(|hash| hash.digest());
         emit(Event::Finished { job: sequence.job, reason, completion_tokens, logits_hash });
     }
 }
 
+/// A sequence's token at a position.
+fn token_at(prompt: &[TokenId], generated: &[TokenId], position: usize) -> TokenId {
+    prompt.get(position).copied().unwrap_or_else(|| generated[position - prompt.len()])
+}
+
+/// Events of a sequence in one step at most: it begins, has a token, and ends.
+pub const EVENTS_A_SEQUENCE: usize = 3;
 /// How long the engine waits for a full event ring before it looks again.
 const EVENT_RING_FULL_WAIT: std::time::Duration = std::time::Duration::from_millis(1);
 

@@ -14,7 +14,9 @@ use heapless::Deque;
 use heapless::spsc::{Consumer, Producer, Queue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::prefix::BlockCounts;
 use super::sampler::SamplingParams;
+use super::scheduler::{Peer, next_to_begin};
 use crate::text::TokenId;
 
 /// Jobs that may wait for a sequence, on their way to the engine or with it.
@@ -28,7 +30,7 @@ pub const EVENT_RING_SLOTS: usize = 1025;
 pub type RequestId = u64;
 
 /// One request, as the engine sees it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Job {
     /// Chosen by the I/O thread, unique for the life of the process.
     pub id: RequestId,
@@ -44,6 +46,8 @@ pub struct Job {
     pub logits_hash: bool,
     /// Set by the I/O thread when the client has gone or a stop string was found.
     pub cancel: Arc<AtomicBool>,
+    /// Who asks: decides whose turn it is, never what the answer is.
+    pub peer: Peer,
 }
 
 impl Job {
@@ -72,6 +76,13 @@ pub enum FinishReason {
 /// What the engine tells the I/O thread.
 #[derive(Debug)]
 pub enum Event {
+    /// The prompt is in the cache, the first token comes next.
+    Begun {
+        /// The job.
+        id: RequestId,
+        /// Tokens of its prompt whose keys and values were there already.
+        cached_tokens: usize,
+    },
     /// One generated token.
     Token {
         /// The job it belongs to.
@@ -108,6 +119,8 @@ struct Bell {
     shutdown: AtomicBool,
     /// Jobs submitted and neither begun nor given back.
     waiting: AtomicUsize,
+    /// Free, used and cached KV blocks, of one step or of two that follow one another.
+    kv_blocks: [AtomicUsize; 3],
     io_gone: AtomicBool,
     engine_gone: AtomicBool,
 }
@@ -127,6 +140,7 @@ impl Rings {
             io: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             shutdown: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
+            kv_blocks: Default::default(),
             io_gone: AtomicBool::new(false),
             engine_gone: AtomicBool::new(false),
         });
@@ -181,6 +195,12 @@ impl EngineLink<'_> {
     /// Jobs handed over that have not begun.
     pub fn waiting(&self) -> usize {
         self.bell.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Where the KV blocks were after the engine's last step.
+    pub fn kv_blocks(&self) -> BlockCounts {
+        let [free, used, cached] = std::array::from_fn(|at| self.bell.kv_blocks[at].load(Ordering::Relaxed));
+        BlockCounts { free, used, cached }
     }
 
     /// The next event, if there is one. Call [`EngineLink::clear`] before the first of a round, so that no wake-up is lost.
@@ -245,6 +265,24 @@ impl EngineEnd<'_> {
         Some(job)
     }
 
+    /// The waiting job whose turn it is, where each peer has so many running; see [`next_to_begin`].
+    pub fn next_fair_job(&mut self, running: impl Fn(u64) -> usize) -> Option<Box<Job>> {
+        self.collect();
+        let turn = next_to_begin(self.line.iter().map(|job| job.peer), running)?;
+        let mut found = None;
+        for place in 0..self.line.len() {
+            let Some(job) = self.line.pop_front() else { break };
+            if place == turn {
+                found = Some(job);
+            } else {
+                // As many went in as came out.
+                let _ = self.line.push_back(job);
+            }
+        }
+        self.bell.waiting.fetch_sub(usize::from(found.is_some()), Ordering::Relaxed);
+        found
+    }
+
     /// The oldest waiting job that is no longer wanted: it leaves the line at once, not when its turn comes.
     pub fn next_cancelled(&mut self) -> Option<Box<Job>> {
         self.collect();
@@ -286,6 +324,13 @@ impl EngineEnd<'_> {
         self.events.enqueue(event)
     }
 
+    /// Says where the KV blocks are, for whoever asks how the daemon does.
+    pub fn report(&self, counts: BlockCounts) {
+        for (to, count) in self.bell.kv_blocks.iter().zip([counts.free, counts.used, counts.cached]) {
+            to.store(count, Ordering::Relaxed);
+        }
+    }
+
     /// Wakes the I/O thread.
     pub fn ring(&self) {
         // A full counter still reads as readable: nothing is lost.
@@ -325,6 +370,7 @@ mod tests {
             ignore_eos: false,
             logits_hash: false,
             cancel: Arc::default(),
+            peer: Peer::default(),
         })
     }
 
@@ -354,6 +400,24 @@ mod tests {
         let mut expected: Vec<_> = (0..WAITING_JOBS as u64).filter(|id| ![3, 20].contains(id)).collect();
         expected.extend([100, 101]);
         assert_eq!((order, link.waiting()), (expected, 0));
+    }
+
+    #[test]
+    fn the_peer_with_fewest_running_is_next_and_of_one_peer_the_oldest() {
+        let mut rings = Rings::new();
+        let (mut end, link) = rings.split().unwrap();
+        let mut link = link.bind(std::thread::current());
+        for (id, peer) in [(0, 7), (1, 7), (2, 7), (3, 8), (4, 7), (5, 8)] {
+            let peer = Peer { id: peer, ..Peer::default() };
+            link.submit(Box::new(Job { peer, ..*job(id) })).unwrap();
+        }
+        let mut running = [0; 9];
+        let mut order = vec![];
+        while let Some(job) = end.next_fair_job(|peer| running[peer as usize]) {
+            running[job.peer.id as usize] += 1;
+            order.push(job.id);
+        }
+        assert_eq!((order, link.waiting()), (vec![0, 3, 1, 5, 2, 4], 0));
     }
 
     #[test]

@@ -307,6 +307,8 @@ fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
     let values = [
         ("--ctx", config.ctx.map(|n| n.to_string())),
         ("--sequences", config.sequences.map(|n| n.to_string())),
+        ("--step-ms", config.step_ms.map(|n| n.to_string())),
+        ("--prefix-positions", config.prefix_positions.map(|n| n.to_string())),
         ("--max-tokens", config.max_tokens.map(|n| n.to_string())),
         ("--temperature", config.temperature.map(|t| t.to_string())),
     ];
@@ -359,12 +361,15 @@ mod tests {
         let config = Config {
             ctx: Some(64),
             sequences: Some(2),
+            step_ms: Some(50),
+            prefix_positions: Some(640),
             max_tokens: Some(3),
             temperature: Some(0.5),
             serial: Serial::Off,
             model: None,
         };
-        assert_eq!(words(&config), format!("{place} --ctx 64 --sequences 2 --max-tokens 3 --temperature 0.5"));
+        let wanted = "--ctx 64 --sequences 2 --step-ms 50 --prefix-positions 640 --max-tokens 3 --temperature 0.5";
+        assert_eq!(words(&config), format!("{place} {wanted}"));
         let config = Config { serial: Serial::Device("/dev/ttyS1".into()), ..Config::default() };
         assert!(words(&config).ends_with("--tty /dev/ttyS1"));
     }

@@ -94,6 +94,16 @@ impl KvCache {
         true
     }
 
+    /// One block that nobody owns.
+    pub fn take_block(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    /// Gives one block back.
+    pub fn give_block(&mut self, block: u32) {
+        self.free.push(block);
+    }
+
     /// Gives all of a sequence's blocks back.
     pub fn release(&mut self, table: &mut BlockTable) {
         self.free.extend(table.blocks.drain(..).rev());
@@ -109,6 +119,21 @@ impl BlockTable {
     /// The block numbers.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks
+    }
+
+    /// Adds the block of the next positions.
+    pub fn push(&mut self, block: u32) {
+        self.blocks.push(block);
+    }
+
+    /// Takes the last block off.
+    pub fn pop(&mut self) -> Option<u32> {
+        self.blocks.pop()
+    }
+
+    /// Has the `index`-th positions' keys and values in another block, which holds the same.
+    pub fn replace(&mut self, index: usize, block: u32) {
+        self.blocks[index] = block;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::serve::memory::io_bytes;
 use crate::sys::workers::WORKER_STACK_BYTES;
 
 /// What decides the sizes, beside the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
     /// Positions a sequence may have.
     pub ctx: usize,
@@ -26,6 +26,15 @@ pub struct Capacity {
     pub max_outputs: usize,
     /// Threads that compute.
     pub threads: usize,
+    /// Positions of keys and values beside those of the sequences, for the prefix cache; pinned prompts fit in there.
+    pub prefix: usize,
+}
+
+impl Capacity {
+    /// KV blocks: those of every sequence at its longest, and the prefix cache's own.
+    pub const fn kv_blocks(&self) -> usize {
+        blocks_for(self.ctx).saturating_mul(self.sequences).saturating_add(blocks_for(self.prefix))
+    }
 }
 
 /// One line of the plan.
@@ -54,6 +63,8 @@ pub struct MemoryPlan {
     pub sequences: usize,
     /// Threads that compute.
     pub threads: usize,
+    /// Positions of the prefix cache beside those of the sequences.
+    pub prefix: usize,
 }
 
 /// A plan that the machine cannot hold.
@@ -87,8 +98,7 @@ impl MemoryPlan {
         file_bytes: usize,
         capacity: Capacity,
     ) -> Self {
-        let blocks = blocks_for(capacity.ctx).saturating_mul(capacity.sequences);
-        let kv = KvCache::bytes(hyper, blocks).unwrap_or(usize::MAX);
+        let kv = KvCache::bytes(hyper, capacity.kv_blocks()).unwrap_or(usize::MAX);
         let norms = (2 * hyper.n_layer + 1) * hyper.n_embd * size_of::<f32>();
         let items = [
             ("weights (tiles)", layout.region_bytes()),
@@ -108,9 +118,9 @@ impl MemoryPlan {
         let taken = items.into_iter().filter(|item| !(layout.is_packed() && item.0.ends_with("(tiles)")));
         let items: Vec<Item> = taken.map(|(name, bytes)| Item { name, bytes: bytes as u64 }).collect();
         let total_bytes = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.bytes));
-        let Capacity { ctx, sequences, threads, .. } = capacity;
+        let Capacity { ctx, sequences, threads, prefix, .. } = capacity;
         let packed = layout.is_packed();
-        Self { items, total_bytes, mapped_bytes: file_bytes as u64, packed, ctx, sequences, threads }
+        Self { items, total_bytes, mapped_bytes: file_bytes as u64, packed, ctx, sequences, threads, prefix }
     }
 
     /// Compares with what the machine can give.
@@ -125,7 +135,8 @@ impl MemoryPlan {
         // The items that are worth a smaller context or fewer sequences; the others shrink a little, too: the advice is safe.
         let fixed = self.total_bytes.saturating_sub(named(KV_ITEM)).saturating_sub(named(IO_ITEM));
         let with = |ctx: usize, sequences: usize| {
-            let kv = KvCache::bytes(hyper, blocks_for(ctx).saturating_mul(sequences)).unwrap_or(usize::MAX);
+            let blocks = blocks_for(ctx).saturating_mul(sequences).saturating_add(blocks_for(self.prefix));
+            let kv = KvCache::bytes(hyper, blocks).unwrap_or(usize::MAX);
             fixed.saturating_add(kv as u64).saturating_add(io_bytes(ctx, sequences) as u64)
         };
         let block = hearth_kernels::KV_BLOCK;
@@ -187,7 +198,8 @@ mod tests {
     use crate::model::arch::tests::tiny_hyper;
 
     fn plan(ctx: usize, sequences: usize) -> MemoryPlan {
-        let capacity = Capacity { ctx, sequences, max_rows: 8, max_outputs: sequences, threads: 1 };
+        let capacity =
+            Capacity { ctx, sequences, max_rows: 8, max_outputs: sequences, threads: 1, ..Capacity::default() };
         MemoryPlan::new(&tiny_hyper(), &WeightLayout::default(), 1000, 2000, capacity)
     }
 

@@ -8,6 +8,7 @@ use super::memory::max_text_bytes;
 use super::text::TextModel;
 use crate::engine::queue::{Job, RequestId};
 use crate::engine::sampler::SamplingParams;
+use crate::engine::scheduler::Peer;
 use crate::text::TokenId;
 use crate::wire::{GenerateRequest, Prompt, Reject, SamplingFields};
 
@@ -68,6 +69,7 @@ pub(super) fn admit(
         ignore_eos: request.ignore_eos,
         logits_hash: request.logits_hash,
         cancel: Arc::new(AtomicBool::new(false)),
+        peer: Peer::default(),
         prompt,
     }))
 }

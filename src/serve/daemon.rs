@@ -7,13 +7,16 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
 use super::model_text::ModelText;
+use super::pins;
 use super::private::PrivateSocket;
 use super::{Defaults, ServeError, ServeSetup, Supervisor};
 use crate::engine::Engine;
+use crate::engine::pace::DEFAULT_STEP_MS;
 use crate::engine::queue::Rings;
 use crate::engine::sampler::SamplingParams;
 use crate::sys::map::{LockError, lock_all};
@@ -29,6 +32,11 @@ pub const IO_STACK_BYTES: usize = 1 << 20;
 
 /// Longest model name in answers, in characters; the rest of a longer `general.name` is left out.
 pub const MAX_MODEL_ID_CHARS: usize = 128;
+
+/// Shortest time that a step may be given, in milliseconds, and longest.
+pub const MIN_STEP_MS: u64 = 1;
+/// See [`MIN_STEP_MS`]: one minute.
+pub const MAX_STEP_MS: u64 = 60_000;
 
 /// Run the daemon: HTTP on a UNIX socket, and a serial line where --tty names one.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,6 +74,16 @@ pub struct CapacityArgs {
     /// Sequences at once
     #[arg(long, value_name = "N", default_value_t = DEFAULT_SEQUENCES)]
     sequences: usize,
+    /// How long a step may take while answers stream, in milliseconds: prompts are cut to fit
+    #[arg(long, value_name = "MS", default_value_t = DEFAULT_STEP_MS)]
+    step_ms: u64,
+    /// Positions of keys and values kept for what prompts begin with, beside those of the sequences, which keep it while no
+    /// conversation needs them [default: enough for every --pin]
+    #[arg(long, value_name = "N")]
+    prefix_positions: Option<usize>,
+    /// A file with a system prompt whose keys and values are computed at start and kept; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pin: Vec<PathBuf>,
     /// A chat template (Jinja) to use instead of the model's own
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -83,7 +101,17 @@ pub struct CapacityArgs {
 impl Default for CapacityArgs {
     /// What a command line without any of the flags gives.
     fn default() -> Self {
-        Self { ctx: None, sequences: DEFAULT_SEQUENCES, chat_template: None, date: None, lock: false, touch: true }
+        Self {
+            ctx: None,
+            sequences: DEFAULT_SEQUENCES,
+            step_ms: DEFAULT_STEP_MS,
+            prefix_positions: None,
+            pin: Vec::new(),
+            chat_template: None,
+            date: None,
+            lock: false,
+            touch: true,
+        }
     }
 }
 
@@ -215,7 +243,13 @@ fn serve(
     outside: Outside<'_>,
 ) -> Result<(), DaemonError> {
     let Outside { socket, tty, stop, supervisor, records, ready } = outside;
-    let wanted = Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS);
+    if !(MIN_STEP_MS..=MAX_STEP_MS).contains(&capacity.step_ms) {
+        let found = capacity.step_ms;
+        return Err(DaemonError::Usage(format!("--step-ms is {found}, must be from {MIN_STEP_MS} to {MAX_STEP_MS}")));
+    }
+    let pins = pins::read(&capacity.pin)?;
+    let prefix = capacity.prefix_positions.unwrap_or_else(|| pins::most_positions(&pins));
+    let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS) };
     let cpus = cpu::allowed_cpus();
     with_model(model, wanted, |session| {
         let Session { model: loaded, vocab, name, chat_template, kernels, workers, capacity: sizes, plan, .. } =
@@ -239,13 +273,15 @@ fn serve(
         }
         let operations = workers.operations();
         let supervisor = supervisor.map(|line| Supervisor { line, operations });
-        let mut engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        let mut engine = engine.sharing_prefixes().with_step_budget(Duration::from_millis(capacity.step_ms));
         if capacity.touch {
             engine.touch();
         }
         if capacity.lock {
             lock_all()?;
         }
+        pins::compute(&pins, &mut engine, text, defaults.date.as_deref())?;
         std::thread::scope(|scope| {
             let io = std::thread::Builder::new().name("io".into()).stack_size(IO_STACK_BYTES);
             let io = io.spawn_scoped(scope, move || {

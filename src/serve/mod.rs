@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod listener;
 pub mod memory;
 pub mod model_text;
+mod pins;
 mod private;
 mod server;
 pub mod text;

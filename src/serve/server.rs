@@ -84,6 +84,8 @@ enum Stopping {
 /// A job that the engine has not given back.
 struct Running<'s> {
     owner: Owner,
+    /// Whose turn it takes.
+    peer: u64,
     text: Box<dyn AnswerText + 's>,
     cancel: Arc<AtomicBool>,
     usage: Usage,
@@ -369,6 +371,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
     }
 
     fn status(&self) -> Status {
+        let blocks = self.link.kv_blocks();
         Status {
             model: self.setup.model_id.to_owned(),
             context_tokens: self.setup.context_tokens,
@@ -377,6 +380,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             uptime_s: self.started.elapsed().as_secs(),
             draining: self.is_stopping(),
             failures: self.setup.records.map(|path| Records::at(path).read()).unwrap_or_default(),
+            kv_free: blocks.free,
+            kv_used: blocks.used,
+            kv_cached: blocks.cached,
         }
     }
 

@@ -15,6 +15,7 @@ use super::session::{DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted
 use crate::engine::Engine;
 use crate::engine::queue::{Event, Job};
 use crate::engine::sampler::SamplingParams;
+use crate::engine::scheduler::Peer;
 use crate::model::Model;
 use crate::model::hyper::{Hyper, MAX_CONTEXT};
 use crate::sys::cpu;
@@ -103,7 +104,13 @@ pub fn run(args: &BenchArgs, started: Instant) -> Result<(), ToolError> {
     super::check_flag("gen", args.generate, 1, MAX_CONTEXT)?;
     super::check_flag("depth", args.depth, 0, MAX_CONTEXT)?;
     let ctx = (args.prompt + 1).max(args.depth + args.generate + 1).max(FIRST_TOKEN_PROMPT + 1);
-    let wanted = Wanted { ctx: Some(ctx), sequences: args.batch, max_rows: DEFAULT_MAX_ROWS, max_outputs: args.batch };
+    let wanted = Wanted {
+        ctx: Some(ctx),
+        sequences: args.batch,
+        max_rows: DEFAULT_MAX_ROWS,
+        max_outputs: args.batch,
+        prefix: 0,
+    };
     let result = with_model(&args.model, wanted, |session| measure(args, session, started))?;
     if args.json {
         return super::print_json(&result);
@@ -273,6 +280,7 @@ fn run_jobs(engine: &mut Engine<'_>, model: &Model<'_>, run: Run) -> Result<(Dur
             ignore_eos: true,
             logits_hash: run.hash,
             cancel: Arc::new(AtomicBool::new(false)),
+            peer: Peer::default(),
         };
         engine.admit(Box::new(job)).map_err(|refused| ToolError::Usage(refused.to_string()))?;
     }

@@ -12,6 +12,7 @@ use super::{LineError, ToolError, answer_lines};
 use crate::engine::Engine;
 use crate::engine::queue::{Event, FinishReason, Job};
 use crate::engine::sampler::SamplingParams;
+use crate::engine::scheduler::Peer;
 use crate::text::TokenId;
 
 /// Continue prompts; JSON lines in and out.
@@ -85,6 +86,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), ToolError> {
         sequences: args.batch,
         max_rows: args.prefill_chunk.max(args.batch),
         max_outputs: args.batch,
+        prefix: 0,
     };
     with_model(&args.model, wanted, |session| {
         let Session { model, vocab, kernels, workers, capacity, .. } = session;
@@ -119,12 +121,14 @@ fn generate(engine: &mut Engine<'_>, prompt: &[TokenId], args: &GenerateArgs) ->
             ignore_eos: args.ignore_eos,
             logits_hash: true,
             cancel: Arc::new(AtomicBool::new(false)),
+            peer: Peer::default(),
         };
         // A bad prompt is refused at the first copy, so no other copy is left behind in the engine.
         engine.admit(Box::new(job)).map_err(|refused| LineError(refused.to_string()))?;
     }
     while !engine.is_idle() {
         engine.step(&mut |event| match event {
+            Event::Begun { .. } => {}
             Event::Token { id, token, .. } => outcomes[id as usize].ids.push(token),
             Event::Finished { job, reason, logits_hash, .. } => {
                 let outcome = &mut outcomes[job.id as usize];

@@ -45,8 +45,13 @@ pub fn run(args: &PerplexityArgs) -> Result<(), ToolError> {
     super::check_flag("ctx", args.ctx, 4, crate::model::hyper::MAX_CONTEXT)?;
     let text =
         std::fs::read_to_string(&args.file).map_err(|source| ToolError::Io { path: args.file.clone(), source })?;
-    let wanted =
-        Wanted { ctx: Some(args.ctx), sequences: 1, max_rows: DEFAULT_MAX_ROWS, max_outputs: DEFAULT_MAX_ROWS };
+    let wanted = Wanted {
+        ctx: Some(args.ctx),
+        sequences: 1,
+        max_rows: DEFAULT_MAX_ROWS,
+        max_outputs: DEFAULT_MAX_ROWS,
+        prefix: 0,
+    };
     let result = with_model(&args.model, wanted, |session| {
         let vocab = session.vocab;
         let tokens = super::prompt_ids(vocab, Some(text), None)?;

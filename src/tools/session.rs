@@ -31,6 +31,8 @@ pub const DEFAULT_MAX_ROWS: usize = 128;
 pub const DEFAULT_SEQUENCES: usize = 4;
 /// Sequences at once at most.
 pub const MAX_SEQUENCES: usize = 256;
+/// Positions of the prefix cache at most, beside those of the sequences.
+pub const MAX_PREFIX_POSITIONS: usize = 1 << 24;
 
 /// The flags that every tool with a model has.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,12 +62,14 @@ pub struct Wanted {
     pub max_rows: usize,
     /// Rows of logits a step.
     pub max_outputs: usize,
+    /// Positions of the prefix cache beside those of the sequences.
+    pub prefix: usize,
 }
 
 impl Wanted {
     /// The size of a daemon: each sequence gives at most one row of logits a step.
     pub fn to_serve(ctx: Option<usize>, sequences: usize, max_rows: usize) -> Self {
-        Self { ctx, sequences, max_rows, max_outputs: sequences }
+        Self { ctx, sequences, max_rows, max_outputs: sequences, prefix: 0 }
     }
 }
 
@@ -218,8 +222,10 @@ pub fn plan<'m>(
     in_range("threads", threads, 1, MAX_THREADS)?;
     in_range("ctx", ctx, 1, hyper.n_ctx_train.min(MAX_CONTEXT))?;
     in_range("sequences", wanted.sequences, 1, MAX_SEQUENCES)?;
+    in_range("prefix-positions", wanted.prefix, 0, MAX_PREFIX_POSITIONS)?;
     let max_rows = wanted.max_rows.max(wanted.sequences);
-    let capacity = Capacity { ctx, sequences: wanted.sequences, max_rows, max_outputs: wanted.max_outputs, threads };
+    let Wanted { sequences, max_outputs, prefix, .. } = wanted;
+    let capacity = Capacity { ctx, sequences, max_rows, max_outputs, threads, prefix };
     let plan = MemoryPlan::new(&hyper, &layout, vocab.memory_bytes(), bytes.len(), capacity);
     Ok(Planned { gguf, hyper, layout, vocab, capacity, plan })
 }

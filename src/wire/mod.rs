@@ -138,6 +138,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, those of a stop string included.
     pub completion_tokens: usize,
+    /// Tokens of the prompt whose keys and values were there already.
+    pub cached_tokens: usize,
 }
 
 impl Usage {
@@ -147,6 +149,7 @@ impl Usage {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens.saturating_add(self.completion_tokens),
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         })
     }
 }
@@ -185,6 +188,12 @@ pub struct Status {
     pub draining: bool,
     /// Failures of the appliance on record, the newest last; none where nothing records them.
     pub failures: Vec<String>,
+    /// Blocks of keys and values that hold nothing.
+    pub kv_free: usize,
+    /// Blocks that conversations use, or that are pinned.
+    pub kv_used: usize,
+    /// Blocks kept for prompts that begin with the same, free as soon as they are wanted.
+    pub kv_cached: usize,
 }
 
 /// Why a request is not served: the peer's fault (4xx) or ours (5xx). Never carries a word of a prompt.

@@ -112,6 +112,7 @@ pub fn health_json(status: &Status) -> Value {
         "waiting": status.waiting,
         "uptime_s": status.uptime_s,
         "failures": status.failures,
+        "kv_blocks": {"free": status.kv_free, "used": status.kv_used, "cached": status.kv_cached},
     })
 }
 

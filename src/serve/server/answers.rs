@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use super::{Owner, Running, Server};
 use crate::engine::queue::{Event, FinishReason, RequestId};
+use crate::engine::scheduler::{Class, Peer, may_wait};
 use crate::serve::admit::admit;
+use crate::serve::conn::Conn;
 use crate::serve::memory::{max_jobs, max_text_bytes};
 use crate::serve::tty::TtyPort;
 use crate::text::TokenId;
@@ -21,17 +23,24 @@ impl Server<'_, '_, '_> {
         if self.running.len() >= max_jobs(self.setup.sequences) {
             return Err(Reject::busy());
         }
+        let peer = self.peer(owner);
+        let own = self.running.values().filter(|running| running.peer == peer.id).count();
+        if !may_wait(own, self.link.waiting()) {
+            return Err(Reject::busy());
+        }
         let keeps = match owner {
             Owner::Tty => self.tty.as_ref().is_some_and(TtyPort::keeps_answer),
             Owner::Conn(_) | Owner::Nobody => !request.stream,
         };
         let id = self.next_request;
-        let job = admit(id, request, self.setup.text, &self.setup.defaults, self.setup.context_tokens)?;
+        let mut job = admit(id, request, self.setup.text, &self.setup.defaults, self.setup.context_tokens)?;
+        job.peer = peer;
         let running = Running {
             owner,
+            peer: peer.id,
             text: self.setup.text.answer(&request.stop).map_err(|why| Reject::field("stop", why))?,
             cancel: Arc::clone(&job.cancel),
-            usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0 },
+            usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0, cached_tokens: 0 },
             room: keeps.then(|| max_text_bytes(self.setup.context_tokens)),
         };
         self.link.submit(job).map_err(|_| Reject::busy())?;
@@ -41,10 +50,28 @@ impl Server<'_, '_, '_> {
         Ok(id)
     }
 
+    /// Whose turn a request takes: each user of the socket has one, and so has the serial line, where a person waits.
+    fn peer(&self, owner: Owner) -> Peer {
+        match owner {
+            Owner::Tty => Peer { id: SERIAL_PEER, class: Class::Interactive },
+            Owner::Conn(key) => {
+                let user =
+                    self.conns.get(&key).and_then(Conn::peer_uid).map_or(UNKNOWN_PEER, |uid| uid.as_raw().into());
+                Peer { id: user, class: Class::Normal }
+            }
+            Owner::Nobody => Peer::default(),
+        }
+    }
+
     pub(super) fn drain_engine(&mut self, now: Instant) {
         self.link.clear();
         while let Some(event) = self.link.next_event() {
             match event {
+                Event::Begun { id, cached_tokens } => {
+                    if let Some(running) = self.running.get_mut(&id) {
+                        running.usage.cached_tokens = cached_tokens;
+                    }
+                }
                 Event::Token { id, token, logits_hash } => self.token(id, token, logits_hash, now),
                 Event::Finished { job, reason, completion_tokens, logits_hash } => {
                     self.finished(job.id, reason, completion_tokens, logits_hash, now);
@@ -169,6 +196,10 @@ impl Server<'_, '_, '_> {
         }
     }
 }
+
+/// The serial line's turn, and that of peers whom the kernel does not name; users' numbers have 32 bits.
+const SERIAL_PEER: u64 = u64::MAX;
+const UNKNOWN_PEER: u64 = u64::MAX - 1;
 
 /// Bytes of a text inside a JSON string.
 fn json_bytes(text: &str) -> usize {

@@ -50,6 +50,9 @@ impl Session {
                     uptime_s: 2,
                     draining: false,
                     failures: vec!["3 +1.500s serve ended: SIGKILL".into()],
+                    kv_free: 0,
+                    kv_used: 0,
+                    kv_cached: 0,
                 },
                 &mut self.out,
             ),
@@ -78,7 +81,7 @@ fn last_text(request: &GenerateRequest) -> &str {
 }
 
 fn outcome(finish: Finish) -> Outcome {
-    Outcome { finish, usage: Usage { prompt_tokens: 1, completion_tokens: 2 }, logits_hash: None }
+    Outcome { finish, usage: Usage { prompt_tokens: 1, completion_tokens: 2, cached_tokens: 0 }, logits_hash: None }
 }
 
 #[test]
@@ -189,7 +192,7 @@ fn a_program_sends_and_reads_json_lines() {
     let said = s.say("{\"prompt\":\"hi\"}\n");
     assert_eq!(
         said,
-        "\r\n{\"delta\":\"HI\"}\n{\"done\":true,\"finish_reason\":\"stop\",\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,\"total_tokens\":3}}\n"
+        "\r\n{\"delta\":\"HI\"}\n{\"done\":true,\"finish_reason\":\"stop\",\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,\"total_tokens\":3,\"prompt_tokens_details\":{\"cached_tokens\":0}}}\n"
     );
     let said = s.say("{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":false}\r\n{\"prompt\":[7]}\n");
     let lines: Vec<&str> = said.lines().collect();

@@ -211,8 +211,11 @@ fn a_refusal_has_openais_shape() {
     assert!(long.message.contains("9000") && long.message.contains("2048"), "{long}");
 }
 
-const DONE: Outcome =
-    Outcome { finish: Finish::Stop, usage: Usage { prompt_tokens: 3, completion_tokens: 2 }, logits_hash: Some(0xAB) };
+const DONE: Outcome = Outcome {
+    finish: Finish::Stop,
+    usage: Usage { prompt_tokens: 3, completion_tokens: 2, cached_tokens: 1 },
+    logits_hash: Some(0xAB),
+};
 
 fn body_of(out: Vec<u8>) -> String {
     let text = String::from_utf8(out).unwrap();
@@ -230,7 +233,7 @@ fn a_whole_answer_is_these_bytes() {
     chat.finish(&DONE, &mut out);
     assert_eq!(
         body_of(out),
-        r#"{"id":"chatcmpl-5","object":"chat.completion","created":0,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"a\"b"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5},"hearth":{"logits_hash":"00000000000000ab"}}"#
+        r#"{"id":"chatcmpl-5","object":"chat.completion","created":0,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"a\"b"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}},"hearth":{"logits_hash":"00000000000000ab"}}"#
     );
     let mut out = Vec::new();
     let mut text = Emitter::new(6, "m", Style::Completion, STREAM, &request);
@@ -238,7 +241,7 @@ fn a_whole_answer_is_these_bytes() {
     text.finish(&Outcome { finish: Finish::Length, logits_hash: None, ..DONE }, &mut out);
     assert_eq!(
         body_of(out),
-        r#"{"id":"cmpl-6","object":"text_completion","created":0,"model":"m","choices":[{"index":0,"text":"ab","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#
+        r#"{"id":"cmpl-6","object":"text_completion","created":0,"model":"m","choices":[{"index":0,"text":"ab","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}}}"#
     );
 }
 
@@ -263,7 +266,7 @@ fn a_stream_is_these_bytes() {
         r#"[{"index":0,"text":"","logprobs":null,"finish_reason":"stop"}],"usage":null,"hearth":{"logits_hash":"00000000000000ab"}}"#,
         "\n\n",
         head,
-        r#"[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#,
+        r#"[],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}}}"#,
         "\n\ndata: [DONE]\n\n",
     ];
     assert_eq!(body_of(out), expected.concat());
