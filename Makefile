@@ -1,14 +1,15 @@
 # hearth: `make run` on a fresh Debian with Rust 1.95 or newer fetches what is missing, builds, and opens a chat.
 ARM    := aarch64-unknown-linux-musl
+AMD    := x86_64-unknown-linux-musl
 HEARTH := target/release/hearth
 BOARD  := virt
 CARD   := target/image/hearth-$(BOARD)-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1).img
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model build cross image image-lock buildroot qemu bench bench-arm soak load clean
+.PHONY: help run test model build cross cross-amd64 image image-lock buildroot qemu oci bench bench-arm soak load clean
 
 help:   ## this list
-	@sed -n 's/^\([a-z-]*\): *[a-z ]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\): *[a-z0-9 -]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: build  ## fetch the default model, start the daemon, open a chat
 	@image/chat $(HEARTH)
@@ -41,6 +42,15 @@ image-lock:  ## write image/inputs.lock anew: the newest kernels and firmware th
 qemu:  ## boot the card that `make image` made in QEMU, its console in this terminal: make qemu BOARD=virt|rpi3|zero2w|rpi4; ^A x leaves
 	@[ -f $(CARD) ] || $(MAKE) --no-print-directory image BOARD=$(BOARD)
 	@image/qemu $(BOARD) $(CARD)
+
+cross-amd64:  ## target/x86_64-unknown-linux-musl/release/hearth: the same for PCs and servers
+	@.ci/need rust cc binutils
+	@.cargo/musl-target x86_64
+	cargo build --release --locked --target $(AMD)
+
+oci: cross cross-amd64  ## an OCI image for arm64 and amd64 in target/oci, without Docker; image/compose.yaml runs it
+	@.ci/need python
+	@image/oci target/oci/hearth.tar arm64=target/$(ARM)/release/hearth amd64=target/$(AMD)/release/hearth
 
 bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BENCH="PATH…"] [THREADS=N] [ROUNDS=N] [DEPTH=N] [RECORD=FILE.md] [PLOT=FILE.svg]
 	@$(MAKE) --no-print-directory build

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -123,6 +124,27 @@ pub fn ask_whole(socket: &Path, question: &Question, cancel: &AtomicBool) -> Res
     response.json()
 }
 
+/// What the daemon at `socket` says of itself, whatever the HTTP status, within `patience`.
+///
+/// # Errors
+/// No daemon, one that is silent, or an answer that is not JSON.
+pub fn health_of(socket: &Path, patience: Duration) -> Result<Value, ClientError> {
+    let cancel = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (answered, is_answered) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            // The other end is dropped with the answer.
+            if is_answered.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+                cancel.store(true, Ordering::Relaxed);
+            }
+        });
+        let request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = Response::begin(socket, request, cancel).and_then(|mut response| response.json());
+        drop(answered);
+        answer
+    })
+}
+
 /// Why a read ended without bytes.
 enum Stopped {
     Cancelled,
@@ -151,16 +173,21 @@ enum Body {
 
 impl<'c> Response<'c> {
     fn open(socket: &Path, body: &str, cancel: &'c AtomicBool) -> Result<Self, ClientError> {
-        let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Denied { path: socket.to_owned() },
-            _ => ClientError::NoDaemon { path: socket.to_owned(), source },
-        })?;
-        stream.set_read_timeout(Some(LOOK_INTERVAL)).map_err(ClientError::Connection)?;
         let request = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
+        Self::begin(socket, &request, cancel)
+    }
+
+    /// Sends a whole request and reads the answer's head.
+    fn begin(socket: &Path, request: &str, cancel: &'c AtomicBool) -> Result<Self, ClientError> {
+        let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Denied { path: socket.to_owned() },
+            _ => ClientError::NoDaemon { path: socket.to_owned(), source },
+        })?;
+        stream.set_read_timeout(Some(LOOK_INTERVAL)).map_err(ClientError::Connection)?;
         // A daemon that refuses early has answered before it closed: read that before giving up.
         let sent = stream.write_all(request.as_bytes());
         let mut response = Self { stream, cancel, input: Vec::new(), status: 0, body: Body::UntilClose };

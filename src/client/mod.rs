@@ -3,6 +3,7 @@
 
 mod ask;
 mod chat;
+pub mod health;
 pub mod http;
 
 use std::io;

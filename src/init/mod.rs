@@ -7,6 +7,7 @@
 //! | `mount_kernel_file_systems` | /dev, /proc, /sys, /run | said on the console, and on |
 //! | `load_modules` | drivers that the kernel has as files; the watchdog's first, armed at once | the same |
 //! | `open_card` | FAT, model, state | what is on it is missing |
+//! | `collect_crashes` | what the kernel kept of its own crash ([`pstore`]) goes to the failures on record | the same |
 //! | [`rescue::run`] | where the kernel's command line says `hearth.rescue`: a menu and no model | |
 //! | [`supervise::run`] | serve, until somebody switches off | restart of serve, then of the machine |
 //! | `end` | unmount, power off or restart | the watchdog bites |
@@ -16,6 +17,7 @@ pub mod console;
 pub mod fault;
 pub mod judge;
 pub mod modules;
+pub mod pstore;
 pub mod rescue;
 pub mod state;
 pub mod supervise;
@@ -75,6 +77,7 @@ pub fn run() -> ! {
     set(&SEAL, &mut console);
     let card = open_card(&mut console, watchdog.as_mut());
     record_panics();
+    collect_crashes(&mut console);
     let asked = match options.rescue {
         true => rescue::run(card.as_ref(), &mut console, watchdog.as_mut()),
         false => rescue::Asked::Start,
@@ -216,6 +219,21 @@ fn make_anew(card: &Card, partition: &Partition, console: &mut Console, mut watc
                 console.say(&error.to_string());
             }
         }
+    }
+}
+
+/// Moves what the kernel kept of its own crash onto the card. A kernel or a board without pstore keeps nothing.
+fn collect_crashes(console: &mut Console) {
+    let folder = Path::new(pstore::FOLDER);
+    if !folder.exists() {
+        return;
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let mounted = mount(Some("pstore"), folder, Some("pstore"), flags, None::<&str>).map_err(std::io::Error::from);
+    match mounted.and_then(|()| pstore::collect(folder, &Records::at(RECORDS), console::since_boot())) {
+        Ok(0) => {}
+        Ok(crashes) => console.say(&format!("the kernel crashed before this start: {crashes} records in /status")),
+        Err(error) => console.log(&format!("{}: {error}", folder.display())),
     }
 }
 
