@@ -1,9 +1,11 @@
 //! `hearth.toml`: what somebody may set on the card. `RawConfig` is the file as it is written, [`Config`] what was checked; every
 //! limit is named here. Read by `init`, which turns it into arguments of `serve`, and by `hearth config --check`.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::model::hyper::MAX_CONTEXT;
 use crate::serve::daemon::{MAX_STEP_MS, MIN_STEP_MS};
@@ -20,7 +22,6 @@ pub const MAX_DEVICE_BYTES: usize = 64;
 
 /// The file, value by value; what is absent is as it would be without the file.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawConfig {
     model: Option<String>,
     ctx: Option<usize>,
@@ -65,6 +66,51 @@ pub enum Serial {
     Off,
 }
 
+/// A setting as `--explain` tells it.
+struct Knob {
+    key: &'static str,
+    unit: &'static str,
+    default: &'static str,
+}
+
+/// Every setting there is, in the order of [`RawConfig`].
+const KNOBS: [Knob; 8] = [
+    Knob { key: "model", unit: "path on the partition", default: "the first in models/, else the card's own" },
+    Knob { key: "ctx", unit: "tokens a conversation", default: "2048, or what the model was trained for" },
+    Knob { key: "sequences", unit: "conversations at once", default: "4" },
+    Knob { key: "step_ms", unit: "milliseconds a step beside streams", default: "100" },
+    Knob { key: "prefix_positions", unit: "tokens of past beginnings", default: "0, what unused conversations have room for" },
+    Knob { key: "max_tokens", unit: "tokens an answer", default: "up to the context's end" },
+    Knob { key: "temperature", unit: "0 to 2", default: "0, always the same answer" },
+    Knob { key: "serial", unit: "\"console\", a line or \"off\"", default: "\"console\"" },
+];
+
+/// So many changed letters still make a key look like another.
+pub const MAX_EDITS: usize = 2;
+/// Longest key that is compared and told, in characters.
+pub const MAX_KEY_CHARS: usize = 32;
+
+/// A key that is no setting.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: `{key}` is no setting{}", nearest.map_or(String::new(), |near| format!("; is `{near}` meant?")))]
+pub struct UnknownKey {
+    /// The line, from 1.
+    pub line: usize,
+    /// The key, cut at [`MAX_KEY_CHARS`], without anything that a console would obey.
+    pub key: String,
+    /// The setting that looks like it.
+    pub nearest: Option<&'static str>,
+}
+
+impl UnknownKey {
+    fn new(line: usize, found: &str) -> Self {
+        let key: String = found.chars().take(MAX_KEY_CHARS).flat_map(char::escape_debug).collect();
+        let near = KNOBS.iter().map(|knob| (edits(&key, knob.key), knob.key)).min();
+        let nearest = near.filter(|(distance, _)| *distance <= MAX_EDITS).map(|(_, key)| key);
+        Self { line, key, nearest }
+    }
+}
+
 /// Why a configuration is not taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -79,6 +125,9 @@ pub enum ConfigError {
         /// What is wrong.
         why: String,
     },
+    /// A key is no setting.
+    #[error("{0}")]
+    Unknown(#[from] UnknownKey),
     /// A value is out of range.
     #[error("{key} is {found}, must be {wanted}")]
     Value {
@@ -92,33 +141,36 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads the file at `path`; one that is not there sets nothing.
+    /// Reads the file at `path`; one that is not there sets nothing. Beside the settings come the keys that are none: the appliance
+    /// warns of them and takes the rest, since a word too many is no reason to lose what somebody set.
     ///
     /// # Errors
-    /// See [`ConfigError`].
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let failed = |e: std::io::Error| ConfigError::Read(e.to_string());
-        let bytes = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.len(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(e) => return Err(failed(e)),
-        };
-        if bytes > MAX_CONFIG_BYTES {
-            return Err(ConfigError::Read(format!("it has {bytes} bytes, at most {MAX_CONFIG_BYTES} are read")));
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(failed)?)
+    /// See [`ConfigError`]; never [`ConfigError::Unknown`].
+    pub fn read(path: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
+        text_of(path)?.map_or(Ok(Default::default()), |text| Self::parse(&text))
     }
 
     /// Checks the text of a file.
     ///
     /// # Errors
-    /// See [`ConfigError`].
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|e| {
-            let at = e.span().map_or(0, |span| span.start);
-            let line = 1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count();
+    /// See [`ConfigError`]; never [`ConfigError::Unknown`].
+    pub fn parse(text: &str) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
+        let syntax = |e: toml::de::Error| {
+            let line = line_of(text, e.span().map_or(0, |span| span.start));
             ConfigError::Syntax { line, why: e.message().lines().next().unwrap_or_default().to_owned() }
-        })?;
+        };
+        let keys: BTreeMap<toml::Spanned<String>, IgnoredAny> = toml::from_str(text).map_err(syntax)?;
+        let mut unknown: Vec<UnknownKey> = keys
+            .keys()
+            .filter(|key| KNOBS.iter().all(|knob| knob.key != key.get_ref().as_str()))
+            .map(|key| UnknownKey::new(line_of(text, key.span().start), key.get_ref()))
+            .collect();
+        unknown.sort_by_key(|key| key.line);
+        let raw: RawConfig = toml::from_str(text).map_err(syntax)?;
+        Ok((Self::checked(raw)?, unknown))
+    }
+
+    fn checked(raw: RawConfig) -> Result<Self, ConfigError> {
         let number = |key, found: Option<usize>, least: usize, most: usize| match found {
             Some(n) if n < least || n > most => {
                 Err(ConfigError::Value { key, found: n.to_string(), wanted: format!("from {least} to {most}") })
@@ -136,6 +188,39 @@ impl Config {
             serial: raw.serial.map_or(Ok(Serial::Console), serial)?,
         })
     }
+}
+
+/// The file's text; `None`: there is no file.
+fn text_of(path: &Path) -> Result<Option<String>, ConfigError> {
+    let failed = |e: std::io::Error| ConfigError::Read(e.to_string());
+    let bytes = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(failed(e)),
+    };
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(ConfigError::Read(format!("it has {bytes} bytes, at most {MAX_CONFIG_BYTES} are read")));
+    }
+    std::fs::read_to_string(path).map(Some).map_err(failed)
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count()
+}
+
+/// How many letters have to be put in, left out or changed to make one word of the other.
+fn edits(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, letter) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &wanted) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != wanted);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 /// A path below the partition's root, without a way out.
@@ -178,6 +263,9 @@ pub struct ConfigArgs {
     /// Refuse what the appliance would not take, with exit code 1
     #[arg(long, value_name = "FILE")]
     check: PathBuf,
+    /// Print every setting: unit, default, and what FILE sets
+    #[arg(long)]
+    explain: bool,
 }
 
 /// `hearth config`.
@@ -190,8 +278,26 @@ pub fn run(args: &ConfigArgs) -> Result<(), ConfigError> {
         return Err(ConfigError::Read(format!("{}: there is no such file", path.display())));
     }
     let named = |e: ConfigError| ConfigError::Read(format!("{}: {e}", path.display()));
-    Config::read(path).map_err(named)?;
-    Ok(())
+    let text = text_of(path).map_err(named)?.unwrap_or_default();
+    let (_, unknown) = Config::parse(&text).map_err(named)?;
+    if args.explain {
+        print!("{}", explained(&text));
+    }
+    match unknown.into_iter().next() {
+        Some(key) => Err(named(key.into())),
+        None => Ok(()),
+    }
+}
+
+/// Every setting on a line, with the value that `text`, which was checked, gives it.
+fn explained(text: &str) -> String {
+    let set: BTreeMap<String, toml::Spanned<IgnoredAny>> = toml::from_str(text).unwrap_or_default();
+    let line = |knob: &Knob| {
+        let Knob { key, unit, default } = knob;
+        let value = set.get(*key).and_then(|value| text.get(value.span())).unwrap_or("not set");
+        format!("{key:<17}{value:<24} {unit}; default: {default}\n")
+    };
+    KNOBS.iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -202,10 +308,12 @@ mod tests {
     #[test]
     fn the_cards_own_file_sets_nothing_and_its_examples_are_taken() {
         let file = include_str!("../image/hearth.toml");
-        assert_eq!(Config::parse(file), Ok(Config::default()));
+        assert_eq!(Config::parse(file), Ok((Config::default(), Vec::new())));
         let examples: String =
             file.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect::<Vec<_>>().join("\n");
-        let all = Config::parse(&examples).unwrap();
+        let (all, unknown) = Config::parse(&examples).unwrap();
+        assert_eq!(unknown, []);
+        assert!(!explained(&examples).contains("not set"), "the card's file shows every setting there is");
         assert_eq!(all.model, Some("models/name.gguf".into()));
         assert_eq!((all.ctx, all.sequences, all.max_tokens), (Some(2048), Some(4), Some(512)));
         assert_eq!((all.step_ms, all.prefix_positions), (Some(100), Some(0)));
@@ -215,7 +323,6 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_line_and_reason() {
         for (text, wanted) in [
-            ("ctx = 2048\nctxx = 1\n", "line 2: unknown field `ctxx`"),
             ("\n\nctx = \"many\"", "line 3: invalid type: string \"many\""),
             ("ctx = 2048\n= 3", "line 2: "),
             ("ctx = -1", "line 1: invalid value"),
@@ -236,20 +343,44 @@ mod tests {
     }
 
     #[test]
+    fn a_word_too_many_costs_itself_alone_and_the_nearest_setting_is_named() {
+        let text = "ctx = 2048\nsequence = 2\nspeed = 11\n[\"\\u001b[2J\"]\na = 1\n";
+        let (config, unknown) = Config::parse(text).unwrap();
+        assert_eq!((config.ctx, config.sequences), (Some(2048), None));
+        let told: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "line 2: `sequence` is no setting; is `sequences` meant?",
+                "line 3: `speed` is no setting",
+                "line 4: `\\u{1b}[2J` is no setting"
+            ]
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let check = folder.path().join("hearth.toml");
+        std::fs::write(&check, text).unwrap();
+        let refused = run(&ConfigArgs { check: check.clone(), explain: false }).unwrap_err().to_string();
+        assert!(refused.contains("line 2: `sequence` is no setting"), "{refused}");
+        std::fs::write(&check, "ctx = 64").unwrap();
+        assert_eq!(run(&ConfigArgs { check, explain: true }), Ok(()));
+        assert!(explained("ctx = 64").contains("ctx              64 "));
+    }
+
+    #[test]
     fn a_pcs_editor_may_leave_its_marks() {
-        assert_eq!(Config::parse("\u{feff}# settings\r\nctx = 64\r\n").unwrap().ctx, Some(64));
+        assert_eq!(Config::parse("\u{feff}# settings\r\nctx = 64\r\n").unwrap().0.ctx, Some(64));
     }
 
     #[test]
     fn an_absent_file_sets_nothing_and_a_huge_one_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("hearth.toml");
-        assert_eq!(Config::read(&path), Ok(Config::default()));
+        assert_eq!(Config::read(&path), Ok(Default::default()));
         std::fs::File::create(&path).unwrap().set_len(MAX_CONFIG_BYTES + 1).unwrap();
         assert!(Config::read(&path).unwrap_err().to_string().contains("at most 65536"));
         std::fs::write(&path, b"\xff").unwrap();
         assert!(Config::read(&path).is_err());
         std::fs::write(&path, "serial = \"off\"").unwrap();
-        assert_eq!(Config::read(&path).unwrap().serial, Serial::Off);
+        assert_eq!(Config::read(&path).unwrap().0.serial, Serial::Off);
     }
 }

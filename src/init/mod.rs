@@ -239,10 +239,11 @@ fn collect_crashes(console: &mut Console) {
 
 /// Starts serve and looks after it.
 fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdog>) -> Ending {
-    let config = Config::read(&Path::new(BOOT).join(CONFIG)).unwrap_or_else(|error| {
+    let (config, unknown) = Config::read(&Path::new(BOOT).join(CONFIG)).unwrap_or_else(|error| {
         console.say(&format!("{CONFIG} is left out: {error}"));
-        Config::default()
+        Default::default()
     });
+    unknown.iter().for_each(|key| console.say(&format!("{CONFIG}: {key}")));
     if let Err(error) = fs::create_dir_all(Path::new(SOCKET).parent().unwrap_or(Path::new("/run"))) {
         console.say(&format!("the folder of {SOCKET}: {error}"));
     }
