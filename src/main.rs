@@ -23,6 +23,7 @@ enum Role {
     Ask(client::AskArgs),
     Chat(client::ChatArgs),
     Health(client::health::HealthArgs),
+    BootReport(client::report::BootReportArgs),
     Plan(tools::plan::PlanArgs),
     Pack(tools::pack::PackArgs),
     Inspect(tools::inspect::InspectArgs),
@@ -31,6 +32,7 @@ enum Role {
     Score(tools::score::ScoreArgs),
     Perplexity(tools::perplexity::PerplexityArgs),
     Bench(tools::bench::BenchArgs),
+    Selftest(tools::selftest::SelftestArgs),
     Config(config::ConfigArgs),
 }
 
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             Some(model) => report_own_daemon(with_daemon(model, |socket| client::chat_over(socket, &args))),
         },
         Role::Health(args) => client::health::run(&args).unwrap_or_else(|error| report(Err(error), |_| 1)),
+        Role::BootReport(args) => report(client::report::boot_report(&args), |_| 1),
         Role::Plan(args) => report(tools::plan::run(&args), tools::ToolError::exit_code),
         Role::Pack(args) => report(tools::pack::run(&args), tools::ToolError::exit_code),
         Role::Inspect(args) => report(tools::inspect::run(&args), tools::ToolError::exit_code),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Role::Score(args) => report(tools::score::run(&args), tools::ToolError::exit_code),
         Role::Perplexity(args) => report(tools::perplexity::run(&args), tools::ToolError::exit_code),
         Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
+        Role::Selftest(args) => report(tools::selftest::run(&args), tools::ToolError::exit_code),
         Role::Config(args) => report(config::run(&args), |_| 1),
     };
     ExitCode::from(result)

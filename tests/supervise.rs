@@ -13,9 +13,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hearth::init::console::Console;
+use hearth::init::job::Selftest;
 use hearth::init::supervise::{Ending, Serve, run};
 use hearth::init::watchdog::Watchdog;
 use hearth::sys::record::Records;
+use hearth::sys::report::Reports;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -89,12 +91,15 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
     let mut terminal = Terminal { master: File::from(pty.master), seen: String::new() };
     let text = |text: &str| std::ffi::OsString::from(text);
     let (socket, failures) = (folder.path().join("hearth.sock"), folder.path().join("failures"));
+    let reports = Reports::at(folder.path().join("reports"));
     let arguments = |ctx: &str| {
         vec![
             text("--socket"),
             socket.clone().into(),
             text("--records"),
             failures.clone().into(),
+            text("--reports"),
+            reports.folder().into(),
             text("--tty"),
             console.clone().into(),
             text("--ctx"),
@@ -112,6 +117,12 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
         records: Records::at(&failures),
         user: None,
         fault: None,
+        selftest: Selftest {
+            program: PathBuf::from(env!("CARGO_BIN_EXE_hearth")),
+            arguments: Vec::new(),
+            user: None,
+            reports: reports.clone(),
+        },
     };
     let supervisor = std::thread::spawn({
         let dog = dog.clone();
@@ -152,6 +163,25 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
     for (number, (record, end)) in recorded.iter().zip(ends).enumerate() {
         assert!(record.starts_with(&format!("{} +", number + 1)) && record.ends_with(end), "{record}");
     }
+
+    // What was typed meanwhile waits for the report's end.
+    terminal.type_in("/selftest\r/boot-report\r");
+    let report = terminal.until("not here\r\n");
+    assert!(report.contains("\r\nanswer      PASS      ") && report.contains("by scalar"), "{report}");
+    let boot = terminal.until("PID 1 to ready: work ");
+    terminal.until("\n> ");
+    for line in ["serve: model read", "ready", "serve: first answer"] {
+        assert!(boot.contains(line), "{line}: {boot}");
+    }
+    let get = |path: &str| {
+        let mut client = UnixStream::connect(&socket).unwrap();
+        write!(client, "GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+        let mut reply = String::new();
+        client.read_to_string(&mut reply).unwrap();
+        reply
+    };
+    assert!(get("/selftest").contains("answer      PASS"));
+    assert!(get("/boot-report").contains("serve: first answer"));
 
     let mut client = UnixStream::connect(&socket).unwrap();
     client.write_all(b"POST /poweroff HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();

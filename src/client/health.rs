@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::http::health_of;
+use super::http::get_json;
 use super::{ClientError, socket_of};
 
 /// How long the daemon may take for its answer.
@@ -58,7 +58,7 @@ pub fn run(args: &HealthArgs) -> Result<u8, ClientError> {
 }
 
 fn health_at(socket: &Path) -> Result<(Health, String), ClientError> {
-    let body = health_of(socket, PATIENCE)?;
+    let body = get_json(socket, "/health", PATIENCE)?;
     let text =
         |key: &str| body[key].as_str().unwrap_or("unknown").chars().filter(|c| !c.is_control()).collect::<String>();
     let word = text("status");

@@ -124,11 +124,11 @@ pub fn ask_whole(socket: &Path, question: &Question, cancel: &AtomicBool) -> Res
     response.json()
 }
 
-/// What the daemon at `socket` says of itself, whatever the HTTP status, within `patience`.
+/// What the daemon at `socket` says to `GET path`, whatever the HTTP status, within `patience`.
 ///
 /// # Errors
 /// No daemon, one that is silent, or an answer that is not JSON.
-pub fn health_of(socket: &Path, patience: Duration) -> Result<Value, ClientError> {
+pub fn get_json(socket: &Path, path: &str, patience: Duration) -> Result<Value, ClientError> {
     let cancel = &AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (answered, is_answered) = mpsc::channel::<()>();
@@ -138,8 +138,8 @@ pub fn health_of(socket: &Path, patience: Duration) -> Result<Value, ClientError
                 cancel.store(true, Ordering::Relaxed);
             }
         });
-        let request = "GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        let answer = Response::begin(socket, request, cancel).and_then(|mut response| response.json());
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = Response::begin(socket, &request, cancel).and_then(|mut response| response.json());
         drop(answered);
         answer
     })

@@ -5,6 +5,7 @@ mod ask;
 mod chat;
 pub mod health;
 pub mod http;
+pub mod report;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ pub const DISK_SIGNATURE: u32 = 0x6874_7268;
 /// How long the card may take to show itself after PID 1 has loaded its driver.
 pub const CARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often disks are looked through until then.
-pub const LOOK_EVERY: Duration = Duration::from_millis(10);
+pub const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// Most models that are tried.
 pub const MAX_MODELS: usize = 16;
 /// Kilobytes read ahead on the card: a model is read from front to back.

@@ -12,6 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::tcdrain;
 use nix::time::{ClockId, clock_gettime};
 
+use super::timeline::{Timeline, idle_in};
+use crate::sys::marks::{Mark, Stage};
 use crate::sys::tty::{TtyError, open_raw};
 
 /// Longest line, in bytes; the rest of a longer one is left out. A record of the kernel's log holds about 1,000.
@@ -30,6 +32,8 @@ pub struct Console {
     log: Option<File>,
     /// A command that has not ended yet.
     typed: Vec<u8>,
+    /// What was said with its time.
+    timeline: Timeline,
 }
 
 /// What is typed on the console while no model answers.
@@ -47,6 +51,10 @@ pub enum Command {
     ResetState,
     /// Leave the maintenance menu and start serve.
     Start,
+    /// Check the machine.
+    Selftest,
+    /// Print when what happened at the start.
+    BootReport,
     /// Anything else.
     Unknown,
 }
@@ -61,6 +69,8 @@ impl Command {
             b"/log" => Some(Self::Log),
             b"/reset-state" => Some(Self::ResetState),
             b"/start" => Some(Self::Start),
+            b"/selftest" => Some(Self::Selftest),
+            b"/boot-report" => Some(Self::BootReport),
             _ => Some(Self::Unknown),
         }
     }
@@ -72,7 +82,7 @@ impl Console {
         let active = std::fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
         let path = active.split_whitespace().next_back().map(|name| Path::new("/dev").join(name));
         let log = OpenOptions::new().write(true).open("/dev/kmsg").ok();
-        Self { tty: path.as_deref().and_then(|path| open_raw(path).ok()), path, log, typed: Vec::new() }
+        Self { tty: path.as_deref().and_then(|path| open_raw(path).ok()), path, log, ..Self::default() }
     }
 
     /// A console at `path` and no kernel log: for a supervisor that is not PID 1.
@@ -80,7 +90,7 @@ impl Console {
     /// # Errors
     /// The device cannot be opened.
     pub fn at(path: &Path) -> Result<Self, TtyError> {
-        Ok(Self { path: Some(path.to_owned()), tty: Some(open_raw(path)?), log: None, typed: Vec::new() })
+        Ok(Self { path: Some(path.to_owned()), tty: Some(open_raw(path)?), ..Self::default() })
     }
 
     /// The line to listen to.
@@ -135,9 +145,35 @@ impl Console {
         self.print(&format!("hearth: {}\r\n", bounded(line)));
     }
 
-    /// The same with the time since the kernel started in front of it.
+    /// The same with the time since the kernel started in front of it, kept in the record of the start.
     pub fn stamp(&mut self, line: &str) {
-        self.say(&format!("+{:.3}s {line}", since_boot().as_secs_f64()));
+        self.stamp_at(Mark::now(), line);
+    }
+
+    /// The same, of something that happened before.
+    pub fn stamp_at(&mut self, mark: Mark, line: &str) {
+        self.timeline.add(mark, line);
+        self.say(&format!("+{:.3}s {line}", mark.at.as_secs_f64()));
+    }
+
+    /// Serve came by a stage: on the console while serve does not answer there, in the log otherwise.
+    pub fn stage(&mut self, stage: Stage, mark: Mark, is_serving: bool) {
+        self.timeline.add_stage(mark, stage);
+        let line = format!("+{:.3}s {}", mark.at.as_secs_f64(), stage.name());
+        if is_serving { self.log(&line) } else { self.say(&line) }
+    }
+
+    /// The first request would be taken now.
+    pub fn ready(&mut self) {
+        let mark = Mark::now();
+        let idle = idle_in(&std::fs::read_to_string("/proc/uptime").unwrap_or_default());
+        self.timeline.set_ready(mark, idle);
+        self.say("ready");
+    }
+
+    /// The record of the start.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
     }
 
     /// Waits until the console has sent everything.

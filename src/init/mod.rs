@@ -15,6 +15,7 @@
 pub mod card;
 pub mod console;
 pub mod fault;
+pub mod job;
 pub mod judge;
 pub mod modules;
 pub mod pstore;
@@ -22,6 +23,7 @@ pub mod rescue;
 pub mod state;
 pub mod supervise;
 pub mod table;
+pub mod timeline;
 pub mod watchdog;
 
 use std::ffi::OsString;
@@ -37,13 +39,16 @@ use nix::unistd::{Pid, sync};
 use self::card::{CARD_TIMEOUT, Card, PartitionError};
 use self::console::Console;
 use self::fault::Fault;
+use self::job::Selftest;
 use self::modules::{LIST, listed};
 
 use self::supervise::{Ending, Serve};
 use self::table::{BOOT, MODEL, MOUNTS, Mount, PARTITIONS, Partition, SEAL, SETTINGS, Setting};
 use self::watchdog::Watchdog;
 use crate::config::{Config, Serial};
+use crate::sys::marks::Mark;
 use crate::sys::record::{RECORDS, Records};
+use crate::sys::report::{self, Reports};
 
 /// The socket that apps on the board talk to.
 pub const SOCKET: &str = "/run/hearth/hearth.sock";
@@ -65,10 +70,11 @@ pub fn is_wanted() -> bool {
 
 /// PID 1's life.
 pub fn run() -> ! {
+    let started = Mark::now();
     let problems = mount_kernel_file_systems();
     let mut console = Console::open();
     problems.iter().for_each(|problem| console.say(problem));
-    console.stamp("PID 1");
+    console.stamp_at(started, "PID 1");
     let options = Options::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     // Ctrl-Alt-Del comes as SIGINT, and ends in order.
     let _ = set_cad_enabled(false);
@@ -79,7 +85,7 @@ pub fn run() -> ! {
     record_panics();
     collect_crashes(&mut console);
     let asked = match options.rescue {
-        true => rescue::run(card.as_ref(), &mut console, watchdog.as_mut()),
+        true => rescue::run(card.as_ref(), &selftest(&Config::default(), &console), &mut console, watchdog.as_mut()),
         false => rescue::Asked::Start,
     };
     let ending = match asked {
@@ -257,6 +263,7 @@ fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdo
         records: Records::at(RECORDS),
         user: let_serve_be_nobody(&config, console),
         fault: options.fault,
+        selftest: selftest(&config, console),
     };
     if let Some(model) = serve.models.first() {
         console.stamp(&format!("starting with {}", model.display()));
@@ -266,6 +273,21 @@ fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdo
         std::thread::sleep(FAILURE_REST);
         Ending::Reboot
     })
+}
+
+/// The self-test of this board as it is set.
+fn selftest(config: &Config, console: &Console) -> Selftest {
+    let values = [
+        ("--tty", console.path().map(OsString::from)),
+        ("--ctx", config.ctx.map(|n| n.to_string().into())),
+        ("--sequences", config.sequences.map(|n| n.to_string().into())),
+    ];
+    Selftest {
+        program: std::env::current_exe().unwrap_or_else(|_| "/init".into()),
+        arguments: values.into_iter().flat_map(|(flag, value)| Some([flag.into(), value?])).flatten().collect(),
+        user: Some(SERVE_ID),
+        reports: Reports::at(report::FOLDER),
+    }
 }
 
 /// Gives the user that serve runs as what it needs to have of its own: the socket's folder and its line. `None`: it stays root.
@@ -314,7 +336,8 @@ fn models(config: &Config, console: &mut Console) -> Vec<PathBuf> {
 
 /// What serve is told beside its model.
 fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["--socket", SOCKET, "--records", RECORDS].map(OsString::from).to_vec();
+    let mut arguments: Vec<OsString> =
+        ["--socket", SOCKET, "--records", RECORDS, "--reports", report::FOLDER].map(OsString::from).to_vec();
     let tty = match &config.serial {
         Serial::Console => console,
         Serial::Device(path) => Some(path.as_path()),
@@ -375,7 +398,7 @@ mod tests {
             let words = arguments(config, Some(Path::new("/dev/ttyAMA0")));
             words.into_iter().map(|word| word.into_string().unwrap_or_default()).collect::<Vec<_>>().join(" ")
         };
-        let place = "--socket /run/hearth/hearth.sock --records /state/failures";
+        let place = "--socket /run/hearth/hearth.sock --records /state/failures --reports /run/reports";
         assert_eq!(words(&Config::default()), format!("{place} --tty /dev/ttyAMA0"));
         let config = Config {
             ctx: Some(64),

@@ -7,13 +7,16 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::card::Card;
 use super::console::{Command, Console};
-use super::supervise::{Ending, TICK, show_records};
+use super::job::{Job, Selftest};
+use super::supervise::{Ending, TICK, how_it_ended, show_boot_report, show_records};
 use super::table::PARTITIONS;
 use super::watchdog::Watchdog;
 use crate::sys::poll::{Interest, Poller};
@@ -25,9 +28,11 @@ pub const MAX_LOG_RECORDS: usize = 200;
 /// Largest record of the kernel's log, in bytes; the kernel's own limit.
 const MAX_KMSG_BYTES: usize = 8192;
 
-const MENU: [&str; 6] = [
+const MENU: [&str; 8] = [
     "/status       card, partitions, failures on record",
     "/log          the kernel's log and hearth's own",
+    "/selftest     check the board, without a model",
+    "/boot-report  when what happened at the start",
     "/reset-state  make the state partition anew, empty",
     "/start        leave this menu and start the model",
     "/reboot       start the board again",
@@ -44,7 +49,7 @@ pub enum Asked {
 }
 
 /// Runs the menu until somebody leaves it.
-pub fn run(card: Option<&Card>, console: &mut Console, mut watchdog: Option<&mut Watchdog>) -> Asked {
+pub fn run(card: Option<&Card>, test: &Selftest, console: &mut Console, mut watchdog: Option<&mut Watchdog>) -> Asked {
     console.say("rescue: no model is started");
     show_menu(console);
     let waits = Poller::new().and_then(|poller| {
@@ -58,7 +63,7 @@ pub fn run(card: Option<&Card>, console: &mut Console, mut watchdog: Option<&mut
         console.say("the menu cannot listen: the model is started");
         return Asked::Start;
     };
-    let mut ready = Vec::new();
+    let (mut ready, mut job): (_, Option<Job>) = (Vec::new(), None);
     loop {
         // A wait that fails is a wait that is over; the clock goes on.
         if poller.wait(Some(TICK), &mut ready).is_err() {
@@ -76,8 +81,27 @@ pub fn run(card: Option<&Card>, console: &mut Console, mut watchdog: Option<&mut
         if ready.iter().any(|event| event.hung_up) {
             console.hang_up();
         }
+        if let Some(running) = &mut job {
+            let now = Instant::now();
+            running.round(console, now);
+            match waitpid(running.pid(), Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => {}
+                status => {
+                    let how = status.map_or_else(|error| error.to_string(), how_it_ended);
+                    if let Some(over) = job.take() {
+                        over.ended(&how, &test.reports, console, now);
+                    }
+                }
+            }
+        }
         match console.command() {
             None => {}
+            Some(Command::Selftest) if job.is_some() => console.show("it runs already"),
+            Some(Command::Selftest) => match Job::start(test, None, true, Instant::now()) {
+                Ok(started) => job = Some(started),
+                Err(error) => console.show(&format!("the self-test is not started: {error}")),
+            },
+            Some(Command::BootReport) => show_boot_report(console),
             Some(Command::PowerOff) => return Asked::End(Ending::PowerOff),
             Some(Command::Reboot) => return Asked::End(Ending::Reboot),
             Some(Command::Start) => return Asked::Start,

@@ -20,11 +20,14 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::console::{self, Console};
 use super::fault::{self, Fault};
+use super::job::{Job, Selftest};
 use super::judge::{Action, End, Judge};
 use super::watchdog::Watchdog;
 use crate::sys::heartbeat::{Line, Message};
+use crate::sys::marks::Stage;
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
+use crate::sys::report::Kind;
 use crate::sys::signals::SignalLine;
 
 /// How often the loop looks at the clock when nothing happens.
@@ -51,6 +54,7 @@ const CHILD: u64 = 2;
 const LINE: u64 = 3;
 const LOG: u64 = 4;
 const CONSOLE: u64 = 5;
+const JOB: u64 = 6;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -69,6 +73,8 @@ pub struct Serve {
     pub user: Option<u32>,
     /// A failure on purpose.
     pub fault: Option<Fault>,
+    /// The self-test that somebody may ask for, and where reports are kept.
+    pub selftest: Selftest,
 }
 
 /// Why the loop ended.
@@ -101,6 +107,7 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         fault: None,
         last_end: None,
         listening: false,
+        job: None,
         stopping: None,
     };
     supervisor.poller.add(&supervisor.terminate, TERMINATE, Interest::READ)?;
@@ -131,6 +138,8 @@ struct Supervisor<'a> {
     last_end: Option<String>,
     /// The console's input is ours, and not serve's.
     listening: bool,
+    /// A self-test that runs.
+    job: Option<Job>,
     stopping: Option<Stopping>,
 }
 
@@ -155,8 +164,11 @@ impl Supervisor<'_> {
     fn supervise(&mut self) -> io::Result<Ending> {
         let mut ready = Vec::new();
         let mut round_ended = Instant::now();
+        // Serve is started at once, not when the first tick is over.
+        let mut tick = Duration::ZERO;
         loop {
-            self.poller.wait(Some(TICK), &mut ready)?;
+            self.poller.wait(Some(tick), &mut ready)?;
+            tick = TICK;
             let now = Instant::now();
             let away = now.duration_since(round_ended);
             if away >= AWAY {
@@ -197,7 +209,14 @@ impl Supervisor<'_> {
                 Message::Beat { operations, busy } => self.judge.beat(now, operations, busy),
                 Message::PowerOff => self.stop(Ending::PowerOff, now),
                 Message::Reboot => self.stop(Ending::Reboot, now),
-                Message::ReadySeen => {}
+                Message::Selftest { shown } => self.start_job(shown, now),
+                Message::Reached(stage, mark) => {
+                    self.console.stage(stage, mark, self.judge.is_serving());
+                    if stage == Stage::FirstAnswer {
+                        self.keep_boot_report();
+                    }
+                }
+                Message::ReadySeen | Message::SelftestOver => {}
             }
         }
         self.share_console();
@@ -205,6 +224,9 @@ impl Supervisor<'_> {
             self.command(now);
         }
         self.read_log();
+        if let Some(job) = &mut self.job {
+            job.round(self.console, now);
+        }
         if ready.iter().any(|event| event.key == CONSOLE && event.hung_up) {
             self.console.hang_up();
             self.listening = false;
@@ -252,8 +274,12 @@ impl Supervisor<'_> {
                 self.console.say(&format!("{state}; {model}; {before}"));
                 show_records(self.console, &self.serve.records);
             }
+            Some(console::Command::Selftest) => self.start_job(true, now),
+            Some(console::Command::BootReport) => show_boot_report(self.console),
             Some(_) => {
-                self.console.say("no model answers yet; /status, /poweroff and /reboot are understood");
+                self.console.say(
+                    "no model answers yet; /status, /selftest, /boot-report, /poweroff and /reboot are understood",
+                );
             }
         }
     }
@@ -267,10 +293,48 @@ impl Supervisor<'_> {
         self.console.stamp(&format!("serve is up as {user}"));
         let fault = self.serve.fault.filter(|fault| !fault.has_happened(&self.serve.records));
         self.fault = fault.map(|fault| (fault, now + fault::AFTER));
-        self.console.say("ready");
+        self.console.ready();
         if let Some(child) = &self.child {
             // Serve goes on in any case after a moment.
             let _ = child.line.send(Message::ReadySeen);
+        }
+        self.keep_boot_report();
+    }
+
+    /// For serve, which tells it to whoever asks.
+    fn keep_boot_report(&mut self) {
+        let reports = &self.serve.selftest.reports;
+        if let Err(error) = reports.write(Kind::Boot, &self.console.timeline().report()) {
+            self.console.log(&format!("{}: {error}", reports.folder().display()));
+        }
+    }
+
+    /// Starts a self-test; one that runs is shown from now on to whoever asks for another.
+    fn start_job(&mut self, shown: bool, now: Instant) {
+        if let Some(job) = &mut self.job {
+            job.shown |= shown;
+            return;
+        }
+        let model = self.serve.models.get(self.model).map(PathBuf::as_path);
+        match Job::start(&self.serve.selftest, model, shown, now) {
+            Ok(job) => {
+                if let Err(error) = self.poller.add(&job, JOB, Interest::READ) {
+                    // It is read in every round anyway.
+                    self.console.log(&format!("watching the self-test: {error}"));
+                }
+                self.job = Some(job);
+            }
+            Err(error) => {
+                self.console.say(&format!("the self-test is not started: {error}"));
+                self.tell_that_it_is_over();
+            }
+        }
+    }
+
+    fn tell_that_it_is_over(&self) {
+        if let Some(child) = &self.child {
+            // A serve that does not hear it is ended for other reasons.
+            let _ = child.line.send(Message::SelftestOver);
         }
     }
 
@@ -346,8 +410,13 @@ impl Supervisor<'_> {
                 // There are no children.
                 Err(_) => return,
             };
-            if status.pid().is_some() && status.pid() == self.child.as_ref().map(|child| child.pid) {
+            let Some(pid) = status.pid() else { continue };
+            if self.child.as_ref().is_some_and(|child| child.pid == pid) {
                 self.is_gone(status, now);
+            } else if let Some(job) = self.job.take_if(|job| job.pid() == pid) {
+                let how = how_it_ended(status);
+                job.ended(&how, &self.serve.selftest.reports, self.console, now);
+                self.tell_that_it_is_over();
             }
         }
     }
@@ -361,11 +430,7 @@ impl Supervisor<'_> {
         let rest = self.judge.ended(now, end);
         self.read_log();
         self.child = None;
-        let how = match status {
-            WaitStatus::Exited(_, code) => format!("exit code {code}"),
-            WaitStatus::Signaled(_, signal, _) => signal.to_string(),
-            other => format!("{other:?}"),
-        };
+        let how = how_it_ended(status);
         let panicked = self.panicked.take();
         self.last_end = Some(format!("the last one ended with {how}"));
         if self.stopping.is_some() {
@@ -458,6 +523,20 @@ impl Supervisor<'_> {
             let _ = kill(child.pid, signal);
         }
     }
+}
+
+/// How a process ended, in words.
+pub(super) fn how_it_ended(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, code) => format!("exit code {code}"),
+        WaitStatus::Signaled(_, signal, _) => signal.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// When what happened at the start.
+pub(super) fn show_boot_report(console: &mut Console) {
+    console.timeline().report().iter().for_each(|line| console.show(line));
 }
 
 /// What failed since the state partition was made.

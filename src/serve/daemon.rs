@@ -20,6 +20,8 @@ use crate::engine::pace::DEFAULT_STEP_MS;
 use crate::engine::queue::Rings;
 use crate::engine::sampler::SamplingParams;
 use crate::sys::map::{LockError, lock_all};
+use crate::sys::marks::{self, Stage};
+use crate::sys::report::{self, Reports};
 use crate::sys::{cpu, heartbeat};
 use crate::text::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES};
 use crate::text::{TokenId, Vocab};
@@ -63,6 +65,9 @@ pub struct ServeArgs {
     /// Where PID 1 records failures
     #[arg(long, hide = true, value_name = "FILE", requires = "supervised")]
     records: Option<PathBuf>,
+    /// Where PID 1 reports how the start went and what a self-test found
+    #[arg(long, hide = true, value_name = "DIR", requires = "supervised", default_value = report::FOLDER)]
+    reports: PathBuf,
 }
 
 /// How much at once, and what the chat looks like.
@@ -163,6 +168,7 @@ impl DaemonError {
 /// # Errors
 /// It cannot start, or its I/O loop failed.
 pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
+    marks::reach(Stage::Started);
     log_to_stderr(LevelFilter::Info);
     if args.supervised {
         // Whatever happens to this process, nothing that it executes has more rights than it has itself.
@@ -186,6 +192,7 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
     let supervisor = supervisor.map_err(|source| DaemonError::Io { what: what.into(), source })?;
     let ready = Box::new(|socket: &Path| log::info!("ready: {}", socket.display()));
     let (tty, records) = (args.tty.as_deref(), args.records.as_deref());
+    let supervisor = supervisor.map(|line| (line, Reports::at(&args.reports)));
     let outside = Outside { socket: Some(&socket), tty, stop: None, supervisor, records, ready };
     serve(&args.model, &args.capacity, defaults, outside)
 }
@@ -230,7 +237,8 @@ struct Outside<'a> {
     tty: Option<&'a Path>,
     /// Ends the daemon as a signal would.
     stop: Option<UnixStream>,
-    supervisor: Option<heartbeat::Line>,
+    /// The line to it, and where its reports are.
+    supervisor: Option<(heartbeat::Line, Reports)>,
     records: Option<&'a Path>,
     /// Told where the daemon listens, once it does.
     ready: Box<dyn FnOnce(&Path) + Send + 'a>,
@@ -272,12 +280,13 @@ fn serve(
             plan.check(&loaded.hyper, room).map_err(SessionError::from)?;
         }
         let operations = workers.operations();
-        let supervisor = supervisor.map(|line| Supervisor { line, operations });
+        let supervisor = supervisor.map(|(line, reports)| Supervisor { line, operations, reports });
         let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
         let mut engine = engine.sharing_prefixes().with_step_budget(Duration::from_millis(capacity.step_ms));
         if capacity.touch {
             engine.touch();
         }
+        marks::reach(Stage::Resident);
         if capacity.lock {
             lock_all()?;
         }

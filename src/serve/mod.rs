@@ -32,6 +32,7 @@ use self::server::Server;
 use self::text::TextModel;
 use crate::engine::queue::EngineLink;
 use crate::sys::heartbeat;
+use crate::sys::report::Reports;
 use crate::sys::tty::TtyError;
 
 /// Connections at once; the next one takes the place of the one idle longest, or gets 503 if none is. More than the engine's ring holds, so that a full ring is told as 429.
@@ -77,6 +78,8 @@ pub struct Supervisor {
     pub line: heartbeat::Line,
     /// Operations begun by the engine; see `Workers::operations`.
     pub operations: Arc<AtomicU64>,
+    /// What the supervisor reports, for whoever asks.
+    pub reports: Reports,
 }
 
 /// Why the daemon cannot serve, or not any longer.

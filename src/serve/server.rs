@@ -25,8 +25,10 @@ use super::tty::TtyPort;
 use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
 use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::heartbeat::{BEAT_EVERY, Message};
+use crate::sys::marks::{self, Stage};
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
+use crate::sys::report::Kind;
 use crate::sys::signals::StopSignals;
 use crate::wire::http::{self, Reply, Request};
 use crate::wire::openai::{self, Call, Emitter};
@@ -40,6 +42,7 @@ const ENGINE: u64 = 1;
 const SIGNALS: u64 = 2;
 const STOP: u64 = 3;
 const TTY: u64 = 4;
+const SUPERVISOR: u64 = 5;
 /// Connections' keys count up from here and are never used twice.
 const FIRST_CONNECTION: u64 = 16;
 
@@ -71,6 +74,8 @@ pub(super) struct Server<'s, 'l, 'r> {
     stopping: Stopping,
     /// When the supervisor is told again how far the engine is.
     next_beat: Instant,
+    /// Stages of the start that it was told of.
+    told: [bool; Stage::ALL.len()],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -133,12 +138,16 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             started: now,
             stopping: Stopping::No,
             next_beat: now,
+            told: [false; Stage::ALL.len()],
         };
         server.watch_tty();
         log::info!("serving {} on {}", server.setup.model_id, server.setup.socket.display());
+        marks::reach(Stage::Listening);
         ready();
+        server.tell_stages();
         if let Some(supervisor) = &server.setup.supervisor {
             supervisor.line.announce_ready();
+            server.poller.add(&supervisor.line, SUPERVISOR, Interest::READ)?;
         }
         Ok(server)
     }
@@ -185,6 +194,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             }
             STOP => self.read_stop(now),
             TTY => self.tty_ready(event, now),
+            SUPERVISOR => self.hear_supervisor(event),
             key => {
                 let Some(conn) = self.conns.get_mut(&key) else {
                     return;
@@ -283,6 +293,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             Ok(Call::Model(name)) if name == self.setup.model_id => Ok(openai::model_json(&name)),
             Ok(Call::Model(_)) => Err(openai::no_such_model(self.setup.model_id)),
             Ok(Call::Health) => Ok(openai::health_json(&self.status())),
+            Ok(Call::BootReport) => self.report_json(Kind::Boot),
+            Ok(Call::SelftestReport) => self.report_json(Kind::Selftest),
+            Ok(Call::Selftest) => self.power_over_socket(key, Message::Selftest { shown: false }),
             Ok(Call::PowerOff) => self.power_over_socket(key, Message::PowerOff),
             Ok(Call::Reboot) => self.power_over_socket(key, Message::Reboot),
             Err(reject) => Err(reject),
@@ -307,10 +320,12 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             return Err(Reject::request(409, NO_APPLIANCE).with_code("no_appliance"));
         };
         if !may_switch(peer, geteuid()) {
-            let why = "only root and the daemon's own user may switch the board off or start it again";
+            let why =
+                "only root and the daemon's own user may switch the board off, start it again or have it test itself";
             return Err(Reject::request(403, why).with_code("not_allowed"));
         }
         match supervisor.line.send(message) {
+            Ok(()) if matches!(message, Message::Selftest { .. }) => Ok(json!({"status": "started"})),
             Ok(()) => Ok(json!({"status": "stopping"})),
             Err(error) => Err(Reject::internal(format!("the supervisor is not to be reached: {error}"))),
         }
@@ -478,13 +493,37 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         tty || self.conns.values().any(Conn::has_unsent)
     }
 
+    /// Tells the supervisor what the start has come by.
+    fn tell_stages(&mut self) {
+        let Some(supervisor) = &self.setup.supervisor else { return };
+        for (stage, told) in Stage::ALL.into_iter().zip(&mut self.told) {
+            if let Some(mark) = marks::of(stage).filter(|_| !*told) {
+                *told = true;
+                // As a beat.
+                let _ = supervisor.line.send(Message::Reached(stage, mark));
+            }
+        }
+    }
+
+    /// A report of the supervisor's; `None` where there is none.
+    fn report(&self, kind: Kind) -> Option<Vec<String>> {
+        self.setup.supervisor.as_ref()?.reports.read(kind)
+    }
+
+    fn report_json(&self, kind: Kind) -> Result<Value, Reject> {
+        let why = "there is no such report: PID 1 of an appliance makes them, a self-test's when one was asked for";
+        let none = || Reject::request(404, why).with_code("no_report");
+        self.report(kind).map(|lines| json!({"report": lines})).ok_or_else(none)
+    }
+
     /// Tells the supervisor how far the engine is. That the message comes shows that this thread gets on, too.
     fn beat(&mut self, now: Instant) {
-        let Some(supervisor) = &self.setup.supervisor else { return };
-        if self.next_beat > now {
+        if self.next_beat > now || self.setup.supervisor.is_none() {
             return;
         }
         self.next_beat = now + BEAT_EVERY;
+        self.tell_stages();
+        let Some(supervisor) = &self.setup.supervisor else { return };
         let operations = supervisor.operations.load(Ordering::Relaxed);
         // Without a supervisor the appliance does not run; a full line says that it does not read.
         let _ = supervisor.line.send(Message::Beat { operations, busy: !self.running.is_empty() });

@@ -157,6 +157,10 @@ impl TtyPort {
         self.protocol.say(text, &mut self.out);
     }
 
+    pub(super) fn resume(&mut self) {
+        self.protocol.resume(&mut self.out);
+    }
+
     /// Hands waiting output to the kernel. False: the line is gone.
     pub(super) fn flush(&mut self) -> bool {
         let Some(device) = &mut self.device else {

@@ -10,6 +10,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use crate::sys::marks::{Mark, Stage};
+
 /// Size of every message, in bytes.
 pub const MESSAGE_BYTES: usize = 16;
 /// How often the child says how far it is.
@@ -38,7 +40,19 @@ pub enum Message {
     PowerOff,
     /// The console asks to start the machine again.
     Reboot,
+    /// Run a self-test: on the console, or for the socket alone.
+    Selftest {
+        /// Somebody at the console reads along.
+        shown: bool,
+    },
+    /// The self-test that the console asked for is over.
+    SelftestOver,
+    /// The child came by a stage of its start.
+    Reached(Stage, Mark),
 }
+
+/// Where the stage stands in a message's number, in front of its mark.
+const STAGE_SHIFT: u32 = 60;
 
 impl Message {
     /// The message's bytes.
@@ -49,6 +63,9 @@ impl Message {
             Self::Beat { operations, busy } => (3, busy, operations),
             Self::PowerOff => (4, false, 0),
             Self::Reboot => (5, false, 0),
+            Self::Selftest { shown } => (16, shown, 0),
+            Self::SelftestOver => (17, false, 0),
+            Self::Reached(stage, mark) => (18, false, (stage as u64) << STAGE_SHIFT | mark.to_bits()),
         };
         let mut bytes = [0; MESSAGE_BYTES];
         bytes[..3].copy_from_slice(&[MAGIC, kind, u8::from(busy)]);
@@ -66,6 +83,12 @@ impl Message {
             (3, busy, operations) => Some(Self::Beat { operations, busy: *busy == 1 }),
             (4, 0, 0) => Some(Self::PowerOff),
             (5, 0, 0) => Some(Self::Reboot),
+            (16, shown, 0) => Some(Self::Selftest { shown: *shown == 1 }),
+            (17, 0, 0) => Some(Self::SelftestOver),
+            (18, 0, bits) => {
+                let stage = Stage::ALL.get(usize::try_from(bits >> STAGE_SHIFT).ok()?)?;
+                Some(Self::Reached(*stage, Mark::from_bits(bits & ((1 << STAGE_SHIFT) - 1))))
+            }
             _ => None,
         }
     }
@@ -146,13 +169,20 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const ALL: [Message; 6] = [
+    const ALL: [Message; 10] = [
         Message::Ready,
         Message::ReadySeen,
         Message::Beat { operations: u64::MAX - 1, busy: true },
         Message::Beat { operations: 0, busy: false },
         Message::PowerOff,
         Message::Reboot,
+        Message::Selftest { shown: true },
+        Message::Selftest { shown: false },
+        Message::SelftestOver,
+        Message::Reached(
+            Stage::FirstAnswer,
+            Mark { at: Duration::from_micros(68_719_476_735), work: Duration::from_micros(1) },
+        ),
     ];
 
     #[test]

@@ -149,27 +149,31 @@ pub fn page_bytes() -> usize {
     bytes.filter(|&bytes| bytes > 0).unwrap_or(4096)
 }
 
-/// Writes zeros so that every page of `values`, all zeros as `vec!` made them, is memory and not a promise of it; large pages where the
-/// kernel has them, which come several times as fast.
+/// Makes every page of `values`, all zeros as `vec!` made them, memory and not a promise of it; large pages where the kernel has them,
+/// which come several times as fast.
 pub fn touch<T: Copy>(values: &mut [T]) {
-    advise_huge_pages(values);
-    let step = (page_bytes() / size_of::<T>().max(1)).max(1);
-    for value in values.iter_mut().step_by(step) {
+    let page = page_bytes();
+    advise_inside(values, HUGE_PAGE_BYTES, MmapAdvise::MADV_HUGEPAGE);
+    // A write to each, in one call. A page that is read first is one of the kernel's zeros, and a large one of these comes apart.
+    let is_done = advise_inside(values, page, MmapAdvise::MADV_POPULATE_WRITE);
+    let step = (page / size_of::<T>().max(1)).max(1);
+    let len = values.len();
+    // Before Linux 5.14 each by itself. At both ends other things may lie in the same page, which is touched in any case.
+    let first_and_last = if is_done { len.saturating_sub(1).max(1) } else { step };
+    for value in values.iter_mut().step_by(first_and_last) {
         *value = std::hint::black_box(*value);
     }
 }
 
-/// Asks for large pages wherever one lies inside of `values`.
-fn advise_huge_pages<T>(values: &mut [T]) {
+/// Gives `advice` for the part of `values` that is made of whole units of `unit` bytes; whether the kernel took it.
+fn advise_inside<T>(values: &mut [T], unit: usize, advice: MmapAdvise) -> bool {
     let bytes = size_of_val(values);
-    let before_first = values.as_ptr().addr().wrapping_neg() % HUGE_PAGE_BYTES;
-    let whole = bytes.saturating_sub(before_first) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    let before_first = values.as_ptr().addr().wrapping_neg() % unit;
+    let whole = bytes.saturating_sub(before_first) / unit * unit;
     let first = NonNull::from(values).cast::<u8>();
-    if whole > 0 {
-        // SAFETY: `before_first + whole` is at most `bytes`, so the range lies inside of the borrowed values; the advice changes how
-        // the kernel backs the range and nothing of what is in it. A refusal costs time alone.
-        let _ = unsafe { madvise(first.add(before_first).cast(), whole, MmapAdvise::MADV_HUGEPAGE) };
-    }
+    // SAFETY: `before_first + whole` is at most `bytes`, so the range lies inside of the borrowed values; both advices that are given
+    // here change how the kernel backs the range and nothing of what is in it. A refusal costs time alone.
+    whole == 0 || unsafe { madvise(first.add(before_first).cast(), whole, advice) }.is_ok()
 }
 
 /// Why memory could not be locked.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use hearth_kernels::{KV_BLOCK, Kernels, ReadPlan, kv_block_len};
+use hearth_kernels::{KV_BLOCK, kv_block_len};
 use serde::Serialize;
 
 use super::ToolError;
+use super::roofline::Roofline;
 use super::session::{DEFAULT_MAX_ROWS, MAX_SEQUENCES, ModelArgs, Session, Wanted, with_model};
 use crate::engine::Engine;
 use crate::engine::queue::{Event, Job};
@@ -19,7 +20,6 @@ use crate::engine::scheduler::Peer;
 use crate::model::Model;
 use crate::model::hyper::{Hyper, MAX_CONTEXT};
 use crate::sys::cpu;
-use crate::sys::workers::Workers;
 use crate::text::TokenId;
 
 /// Speed of prefill and decode.
@@ -143,7 +143,7 @@ fn measure(args: &BenchArgs, session: Session<'_>, started: Instant) -> Result<B
     run_jobs(engine, model, Run { prompt: FIRST_TOKEN_PROMPT, max_tokens: 1, ..Run::default() })?;
     let first_token = started.elapsed();
     let (mut prefill, mut decode, mut deep) = (Duration::MAX, Duration::MAX, Duration::MAX);
-    let mut roofline = Roofline::new(model);
+    let mut roofline = Roofline::new(model, usize::MAX);
     let empty = Run { batch: args.batch, max_tokens: generate, ..Run::default() };
     for _ in 0..args.repeat {
         prefill = prefill.min(run_jobs(engine, model, Run { prompt: args.prompt, ..Run::default() })?.0);
@@ -174,7 +174,7 @@ fn measure(args: &BenchArgs, session: Session<'_>, started: Instant) -> Result<B
         decode_tok_s: (generate * args.batch) as f64 / decode.as_secs_f64(),
         decode_gb_s,
         read_gb_s,
-        read_plan: roofline.best.map(|(_, plan)| plan.to_string()),
+        read_plan: roofline.plan().map(|plan| plan.to_string()),
         decode_share: read_gb_s.map(|read| decode_gb_s / read),
         depth: args.depth,
         depth_decode_tok_s: deep_figure(generate as f64 / deep.as_secs_f64()),
@@ -194,52 +194,6 @@ fn measure(args: &BenchArgs, session: Session<'_>, started: Instant) -> Result<B
 /// Bytes of keys and values that one position adds to what a step reads.
 fn kv_bytes_per_position(hyper: &Hyper) -> usize {
     hyper.n_layer * hyper.n_head_kv * kv_block_len(hyper.head_dim) / KV_BLOCK * size_of::<u16>()
-}
-
-/// Bytes that one thread reads at a time when the roofline is measured: long enough for several streams.
-const READ_PIECE_BYTES: usize = 512 * 1024;
-
-/// How fast the threads that decode read the model's matrices, where they lie, when they do nothing else.
-struct Roofline<'m> {
-    pieces: Vec<&'m [u8]>,
-    bytes: usize,
-    /// The fastest pass over all of them.
-    best: Option<(Duration, ReadPlan)>,
-}
-
-impl<'m> Roofline<'m> {
-    fn new(model: &'m Model<'m>) -> Self {
-        let weights = &model.weights;
-        let layers = weights.layers.iter().flat_map(|layer| {
-            let [q, k, v] = &layer.qkv;
-            [q, k, v, &layer.attn_output, &layer.gate, &layer.up, &layer.down]
-        });
-        let matrices = layers.chain([&weights.output]);
-        let pieces: Vec<&[u8]> = matrices.flat_map(|matrix| matrix.tiles().chunks(READ_PIECE_BYTES)).collect();
-        Self { bytes: pieces.iter().map(|piece| piece.len()).sum(), pieces, best: None }
-    }
-
-    /// So many passes with every plan.
-    fn measure(&mut self, passes: usize, kernels: Kernels, workers: &mut Workers) {
-        let (mut sums, mut scratch) = (vec![0u32; self.pieces.len()], vec![(); workers.threads()]);
-        workers.begin_step(true);
-        for plan in (0..passes).flat_map(|_| ReadPlan::all()) {
-            let begun = Instant::now();
-            let read = |(): &mut (), piece: usize, sum: &mut [u32]| sum[0] = kernels.read(plan, self.pieces[piece]);
-            workers.chunks(&mut scratch, &mut sums, 1, |_, _| (), |()| (), read);
-            let took = begun.elapsed();
-            // The sums are needed, or the reads would not be.
-            std::hint::black_box(&sums);
-            if self.best.is_none_or(|(best, _)| took < best) {
-                self.best = Some((took, plan));
-            }
-        }
-    }
-
-    /// 10^9 bytes a second, where anything was measured.
-    fn gb_s(&self) -> Option<f64> {
-        self.best.map(|(time, _)| self.bytes as f64 / time.as_secs_f64() / 1e9)
-    }
 }
 
 /// What [`run_jobs`] runs.

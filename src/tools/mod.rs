@@ -9,8 +9,10 @@ pub mod inspect;
 pub mod pack;
 pub mod perplexity;
 pub mod plan;
+mod roofline;
 pub mod score;
 pub mod scorer;
+pub mod selftest;
 pub mod session;
 pub mod tokenize;
 
@@ -67,6 +69,14 @@ pub enum ToolError {
         bad: usize,
         /// Of how many.
         all: usize,
+    },
+    /// `hearth selftest` found something wrong.
+    #[error("{failed} of {checks} checks failed")]
+    Selftest {
+        /// How many.
+        failed: usize,
+        /// Of how many.
+        checks: usize,
     },
     /// A file cannot be read.
     #[error("{path}: {source}")]

@@ -19,6 +19,7 @@ use crate::model::weights::WeightLayout;
 use crate::model::{Model, ModelError, arch, vocab};
 use crate::sys::cpu::{self, NoMemoryFigures};
 use crate::sys::map::{MapError, Mapping, Region};
+use crate::sys::marks::{self, Stage};
 use crate::sys::workers::{MAX_THREADS, Workers};
 use crate::text::{Vocab, VocabError};
 
@@ -255,6 +256,7 @@ pub fn with_model<R, E: From<SessionError>>(
         plan(&args.model, mapping.bytes(), Some(threads), wanted)?;
     let available = cpu::available_memory_bytes().map_err(SessionError::from)?;
     plan.check(&hyper, available).map_err(SessionError::from)?;
+    marks::reach(Stage::Planned);
     let text = |key: &str| gguf.str(key).ok().flatten().map(str::to_owned);
     let (name, chat_template) = (text("general.name"), text("tokenizer.chat_template"));
     let bytes_per_token = layout.bytes_per_token();
@@ -263,6 +265,7 @@ pub fn with_model<R, E: From<SessionError>>(
     let model_error = |source| SessionError::model(&args.model, source);
     if layout.is_packed() {
         read_ahead(&mapping, available.saturating_sub(plan.total_bytes));
+        marks::reach(Stage::ModelRead);
         let model = &Model::map(&gguf, hyper, &layout).map_err(model_error)?;
         let vocab = &vocab;
         return use_model(Session {
@@ -283,6 +286,7 @@ pub fn with_model<R, E: From<SessionError>>(
     let done = |bytes| bar.set_position(bytes as u64);
     let model = &Model::load(&gguf, hyper, &layout, &mut region, &mut workers, done).map_err(model_error)?;
     bar.finish_and_clear();
+    marks::reach(Stage::ModelRead);
     // The file is not needed any longer: it may be replaced, and its card pulled.
     let vocab = &vocab.into_owned();
     drop(gguf);

@@ -43,6 +43,11 @@ pub enum LineEvent {
     PowerOff,
     /// Start the machine again; call [`LineProtocol::say`].
     Reboot,
+    /// Print when what happened at the start; call [`LineProtocol::say`].
+    BootReport,
+    /// Check the machine. Nothing that is typed is looked at until [`LineProtocol::say`] or [`LineProtocol::resume`] is called: somebody
+    /// else speaks on the line.
+    Selftest,
 }
 
 /// The state of one serial line.
@@ -61,6 +66,8 @@ pub struct LineProtocol {
     settings: Settings,
     conversation: Vec<Message>,
     answer: Option<Answer>,
+    /// Somebody else speaks on the line.
+    waits: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +130,7 @@ impl LineProtocol {
             settings: Settings::default(),
             conversation: Vec::new(),
             answer: None,
+            waits: false,
         }
     }
 
@@ -165,6 +173,9 @@ impl LineProtocol {
     pub fn next_event(&mut self, out: &mut Vec<u8>) -> Option<LineEvent> {
         if let Some(answer) = &mut self.answer {
             return std::mem::take(&mut answer.cancel_due).then_some(LineEvent::Cancel);
+        }
+        if self.waits {
+            return None;
         }
         while let Some(byte) = self.pending.pop_front() {
             if let Some(event) = self.byte(byte, out) {
@@ -268,8 +279,14 @@ impl LineProtocol {
     }
 
     /// What the daemon has to say to a command, and the next prompt.
-    pub fn say(&self, text: &str, out: &mut Vec<u8>) {
+    pub fn say(&mut self, text: &str, out: &mut Vec<u8>) {
         line_out(out, text);
+        self.resume(out);
+    }
+
+    /// Whoever else spoke on the line is done: the next prompt.
+    pub fn resume(&mut self, out: &mut Vec<u8>) {
+        self.waits = false;
         out.extend_from_slice(PROMPT);
     }
 
@@ -381,6 +398,11 @@ impl LineProtocol {
                 "status" => return Some(LineEvent::Status),
                 "poweroff" => return Some(LineEvent::PowerOff),
                 "reboot" => return Some(LineEvent::Reboot),
+                "boot-report" => return Some(LineEvent::BootReport),
+                "selftest" => {
+                    self.waits = true;
+                    return Some(LineEvent::Selftest);
+                }
                 _ => {}
             }
             let said = self.command(name, argument.trim());
@@ -500,6 +522,7 @@ const HELP: &str = "type a question and press Enter; ^C cancels an answer\n\
     /seed 1       seed of the draw\n\
     /max 200      answer length in tokens\n\
     /system TEXT  instruction before the conversation\n\
+    /selftest     check the board; /boot-report tells when what happened at the start\n\
     /poweroff     switch the appliance off; /reboot starts it again\n\
     a line that starts with { is a JSON request, answered in JSON lines";
 

@@ -30,6 +30,12 @@ pub enum Call {
     Model(String),
     /// `GET /health`.
     Health,
+    /// `GET /boot-report`: when what happened at the start.
+    BootReport,
+    /// `GET /selftest`: what the last self-test found.
+    SelftestReport,
+    /// `POST /selftest`: check the machine.
+    Selftest,
     /// Switch the machine off.
     PowerOff,
     /// Start the machine again.
@@ -56,13 +62,17 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
         ("POST", "/v1/completions") => generate(Style::Completion, Kind::Completion, body),
         ("GET" | "HEAD", "/v1/models") => Ok(Call::Models),
         ("GET" | "HEAD", "/health") => Ok(Call::Health),
+        ("GET" | "HEAD", "/boot-report") => Ok(Call::BootReport),
+        ("GET" | "HEAD", "/selftest") => Ok(Call::SelftestReport),
+        ("POST", "/selftest") => Ok(Call::Selftest),
         ("POST", "/poweroff") => Ok(Call::PowerOff),
         ("POST", "/reboot") => Ok(Call::Reboot),
         (method, path) => match (path, path.strip_prefix("/v1/models/")) {
             ("/v1/chat/completions" | "/v1/completions" | "/poweroff" | "/reboot", _) => {
                 Err(wrong_method(path, "POST"))
             }
-            ("/v1/models" | "/health", _) => Err(wrong_method(path, "GET, HEAD")),
+            ("/v1/models" | "/health" | "/boot-report", _) => Err(wrong_method(path, "GET, HEAD")),
+            ("/selftest", _) => Err(wrong_method(path, "GET, HEAD, POST")),
             (_, Some(name)) if !name.is_empty() => match method {
                 "GET" | "HEAD" => Ok(Call::Model(name.to_owned())),
                 _ => Err(wrong_method("/v1/models/NAME", "GET, HEAD")),

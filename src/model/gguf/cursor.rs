@@ -51,7 +51,8 @@ impl<'m> Cursor<'m> {
     pub(super) fn count(&mut self, what: &'static str, limit: usize) -> Result<usize, GgufError> {
         let offset = self.offset();
         let found = self.u64(what)?;
-        usize::try_from(found).ok().filter(|&count| count <= limit).ok_or(GgufError::OverLimit {
+        // The error is made where it is needed: a vocabulary has a hundred thousand lengths.
+        usize::try_from(found).ok().filter(|&count| count <= limit).ok_or_else(|| GgufError::OverLimit {
             what,
             offset,
             found,

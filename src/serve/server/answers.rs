@@ -12,6 +12,7 @@ use crate::serve::admit::admit;
 use crate::serve::conn::Conn;
 use crate::serve::memory::{max_jobs, max_text_bytes};
 use crate::serve::tty::TtyPort;
+use crate::sys::marks::{self, Stage};
 use crate::text::TokenId;
 use crate::wire::{Finish, GenerateRequest, Outcome, Reject, Usage};
 
@@ -88,6 +89,7 @@ impl Server<'_, '_, '_> {
         if owner == Owner::Nobody {
             return;
         }
+        marks::reach(Stage::FirstToken);
         running.usage.completion_tokens += 1;
         let mut piece = String::new();
         let stopped = running.text.push(token, &mut piece);
@@ -172,6 +174,9 @@ impl Server<'_, '_, '_> {
     }
 
     pub(super) fn conclude(&mut self, owner: Owner, outcome: Result<&Outcome, &Reject>, now: Instant) {
+        if outcome.is_ok() {
+            marks::reach(Stage::FirstAnswer);
+        }
         match owner {
             Owner::Conn(key) => {
                 if let Some(conn) = self.conns.get_mut(&key) {

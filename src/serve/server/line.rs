@@ -7,6 +7,7 @@ use super::{NO_APPLIANCE, Owner, Server, TTY};
 use crate::serve::tty::TtyPort;
 use crate::sys::heartbeat::Message;
 use crate::sys::poll::{Interest, Ready};
+use crate::sys::report::Kind;
 use crate::wire::Finish;
 use crate::wire::line::LineEvent;
 
@@ -91,13 +92,49 @@ impl Server<'_, '_, '_> {
             }
             LineEvent::PowerOff => self.ask_for_power(Message::PowerOff, "switching off"),
             LineEvent::Reboot => self.ask_for_power(Message::Reboot, "starting again"),
+            LineEvent::BootReport => {
+                let report = self.report(Kind::Boot).map_or(NO_APPLIANCE.to_owned(), |lines| lines.join("\n"));
+                if let Some(tty) = &mut self.tty {
+                    tty.say(&report);
+                }
+            }
+            LineEvent::Selftest => {
+                // The line is silent until the supervisor has said what it found.
+                if !self.ask_supervisor(Message::Selftest { shown: true })
+                    && let Some(tty) = &mut self.tty
+                {
+                    tty.say("this is no appliance: hearth selftest --model FILE checks the machine");
+                }
+            }
         }
     }
 
     /// Passes on what the console asks of the machine; the supervisor then stops this process as it would at any other time.
     fn ask_for_power(&mut self, message: Message, done: &str) {
-        let asked = self.setup.supervisor.as_ref().is_some_and(|supervisor| supervisor.line.send(message).is_ok());
+        let asked = self.ask_supervisor(message);
         let Some(tty) = &mut self.tty else { return };
         tty.say(if asked { done } else { NO_APPLIANCE });
+    }
+
+    /// Whether there is a supervisor to ask.
+    pub(super) fn ask_supervisor(&self, message: Message) -> bool {
+        self.setup.supervisor.as_ref().is_some_and(|supervisor| supervisor.line.send(message).is_ok())
+    }
+
+    /// Takes what the supervisor says.
+    pub(super) fn hear_supervisor(&mut self, event: Ready) {
+        while let Some(message) = self.setup.supervisor.as_ref().and_then(|supervisor| supervisor.line.receive()) {
+            if message == Message::SelftestOver
+                && let Some(tty) = &mut self.tty
+            {
+                tty.resume();
+            }
+        }
+        if event.hung_up
+            && let Some(supervisor) = &self.setup.supervisor
+        {
+            // It stays so; nobody is told any more.
+            let _ = self.poller.remove(&supervisor.line);
+        }
     }
 }

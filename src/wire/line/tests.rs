@@ -41,6 +41,9 @@ impl Session {
             LineEvent::Cancel => panic!("nothing runs"),
             LineEvent::PowerOff => self.line.say("off", &mut self.out),
             LineEvent::Reboot => self.line.say("again", &mut self.out),
+            LineEvent::BootReport => self.line.say("+0.4 PID 1\n+0.9 ready", &mut self.out),
+            // Its report comes from elsewhere.
+            LineEvent::Selftest => {}
             LineEvent::Status => self.line.status(
                 &Status {
                     model: "m".to_owned(),
@@ -417,4 +420,18 @@ proptest! {
         prop_assert_eq!(in_one.replace("\r\n", ""), in_two.replace("\r\n", ""));
         prop_assert_eq!(whole.asked, split.asked);
     }
+}
+
+#[test]
+fn while_somebody_else_speaks_what_is_typed_waits() {
+    let mut s = Session::new();
+    assert!(s.say("/boot-report\r").ends_with("\r\n+0.4 PID 1\r\n+0.9 ready\r\n> "));
+    assert!(s.say("/selftest\r").ends_with("\r\n"), "no prompt");
+    assert_eq!(s.say("/status\rHi\r"), "");
+    s.line.resume(&mut s.out);
+    let said = s.say("");
+    assert!(said.starts_with("> /status\r\nmodel     m") && said.contains("HI"), "{said}");
+    s.say("/selftest\r");
+    s.line.say("no appliance", &mut s.out);
+    assert!(s.say("").ends_with("no appliance\r\n> "));
 }
