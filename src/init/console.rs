@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::tcdrain;
 use nix::time::{ClockId, clock_gettime};
 
-use super::timeline::{Timeline, idle_in};
+use super::timeline::Timeline;
 use crate::sys::marks::{Mark, Stage};
 use crate::sys::tty::{TtyError, open_raw};
 
@@ -165,9 +165,7 @@ impl Console {
 
     /// The first request would be taken now.
     pub fn ready(&mut self) {
-        let mark = Mark::now();
-        let idle = idle_in(&std::fs::read_to_string("/proc/uptime").unwrap_or_default());
-        self.timeline.set_ready(mark, idle);
+        self.timeline.set_ready(Mark::now());
         self.say("ready");
     }
 

@@ -294,11 +294,12 @@ impl Supervisor<'_> {
         let fault = self.serve.fault.filter(|fault| !fault.has_happened(&self.serve.records));
         self.fault = fault.map(|fault| (fault, now + fault::AFTER));
         self.console.ready();
+        // Before serve hears that it may speak, and can be asked for it.
+        self.keep_boot_report();
         if let Some(child) = &self.child {
             // Serve goes on in any case after a moment.
             let _ = child.line.send(Message::ReadySeen);
         }
-        self.keep_boot_report();
     }
 
     /// For serve, which tells it to whoever asks.
