@@ -156,6 +156,13 @@ impl Console {
         self.say(&format!("+{:.3}s {line}", mark.at.as_secs_f64()));
     }
 
+    /// Something for the record of the start and the log alone.
+    pub fn note(&mut self, line: &str) {
+        let mark = Mark::now();
+        self.timeline.add(mark, line);
+        self.log(&format!("+{:.3}s {line}", mark.at.as_secs_f64()));
+    }
+
     /// Serve came by a stage: on the console while serve does not answer there, in the log otherwise.
     pub fn stage(&mut self, stage: Stage, mark: Mark, is_serving: bool) {
         self.timeline.add_stage(mark, stage);

@@ -51,6 +51,10 @@ pub struct SelftestArgs {
 /// # Errors
 /// Something is not as it should be, or standard output does not take the report.
 pub fn run(args: &SelftestArgs) -> Result<(), ToolError> {
+    if args.appliance {
+        // As serve: whatever happens to this process, nothing that it executes has more rights than it has itself.
+        nix::sys::prctl::set_no_new_privs().map_err(std::io::Error::from)?;
+    }
     let machine = Machine::at(Path::new("/"));
     let report = test(args, &machine, &mut std::io::stdout().lock())?;
     match report.failed() {
