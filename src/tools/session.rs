@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use hearth_kernels::{KernelError, Kernels};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::engine::capacity::Capacity;
 use crate::model::gguf::Gguf;
 use crate::model::hyper::{Hyper, MAX_CONTEXT};
 use crate::model::packed::{LAYOUT, LAYOUT_VERSION};
-use crate::model::plan::{Capacity, DoesNotFit, MemoryPlan};
 use crate::model::vocab::LoadError;
 use crate::model::weights::WeightLayout;
 use crate::model::{Model, ModelError, arch, vocab};
+use crate::plan::{DoesNotFit, MemoryPlan};
 use crate::sys::cpu::{self, NoMemoryFigures};
 use crate::sys::map::{MapError, Mapping, Region};
 use crate::sys::marks::{self, Stage};
