@@ -2,8 +2,6 @@
 //! it and every orphan, and feeds the hardware watchdog while there is reason to. One loop that waits in epoll and never for a
 //! child. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
 
-mod reports;
-
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,7 +18,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
-pub(super) use self::reports::show_boot_report;
 use super::console::{self, Console};
 use super::fault::{self, Fault};
 use super::job::{Job, Selftest};
@@ -30,6 +27,7 @@ use crate::sys::heartbeat::{Line, Message};
 use crate::sys::marks::Stage;
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
+use crate::sys::report::Kind;
 use crate::sys::signals::SignalLine;
 
 /// How often the loop looks at the clock when nothing happens.
@@ -304,6 +302,43 @@ impl Supervisor<'_> {
         }
     }
 
+    /// For serve, which tells it to whoever asks.
+    fn keep_boot_report(&mut self) {
+        let reports = &self.serve.selftest.reports;
+        if let Err(error) = reports.write(Kind::Boot, &self.console.timeline().report()) {
+            self.console.log(&format!("{}: {error}", reports.folder().display()));
+        }
+    }
+
+    /// Starts a self-test; one that runs is shown from now on to whoever asks for another.
+    fn start_job(&mut self, shown: bool, now: Instant) {
+        if let Some(job) = &mut self.job {
+            job.shown |= shown;
+            return;
+        }
+        let model = self.serve.models.get(self.model).map(PathBuf::as_path);
+        match Job::start(&self.serve.selftest, model, shown, now) {
+            Ok(job) => {
+                if let Err(error) = self.poller.add(&job, JOB, Interest::READ) {
+                    // It is read in every round anyway.
+                    self.console.log(&format!("watching the self-test: {error}"));
+                }
+                self.job = Some(job);
+            }
+            Err(error) => {
+                self.console.say(&format!("the self-test is not started: {error}"));
+                self.tell_that_it_is_over();
+            }
+        }
+    }
+
+    fn tell_that_it_is_over(&self) {
+        if let Some(child) = &self.child {
+            // A serve that does not hear it is ended for other reasons.
+            let _ = child.line.send(Message::SelftestOver);
+        }
+    }
+
     /// What the judge says.
     fn act(&mut self, now: Instant) {
         match self.judge.action(now) {
@@ -498,6 +533,11 @@ pub(super) fn how_it_ended(status: WaitStatus) -> String {
         WaitStatus::Signaled(_, signal, _) => signal.to_string(),
         other => format!("{other:?}"),
     }
+}
+
+/// When what happened at the start.
+pub(super) fn show_boot_report(console: &mut Console) {
+    console.timeline().report().iter().for_each(|line| console.show(line));
 }
 
 /// What failed since the state partition was made.

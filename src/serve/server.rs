@@ -3,7 +3,6 @@
 
 mod answers;
 mod line;
-mod supervisor;
 #[cfg(test)]
 mod tests;
 
@@ -492,6 +491,29 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         }
         let tty = self.tty.as_mut().is_some_and(|tty| tty.flush() && tty.has_output());
         tty || self.conns.values().any(Conn::has_unsent)
+    }
+
+    /// Tells the supervisor what the start has come by.
+    fn tell_stages(&mut self) {
+        let Some(supervisor) = &self.setup.supervisor else { return };
+        for (stage, told) in Stage::ALL.into_iter().zip(&mut self.told) {
+            if let Some(mark) = marks::of(stage).filter(|_| !*told) {
+                *told = true;
+                // As a beat.
+                let _ = supervisor.line.send(Message::Reached(stage, mark));
+            }
+        }
+    }
+
+    /// A report of the supervisor's; `None` where there is none.
+    fn report(&self, kind: Kind) -> Option<Vec<String>> {
+        self.setup.supervisor.as_ref()?.reports.read(kind)
+    }
+
+    fn report_json(&self, kind: Kind) -> Result<Value, Reject> {
+        let why = "there is no such report: PID 1 of an appliance makes them, a self-test's when one was asked for";
+        let none = || Reject::request(404, why).with_code("no_report");
+        self.report(kind).map(|lines| json!({"report": lines})).ok_or_else(none)
     }
 
     /// Tells the supervisor how far the engine is. That the message comes shows that this thread gets on, too.

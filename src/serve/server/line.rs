@@ -115,4 +115,26 @@ impl Server<'_, '_, '_> {
         let Some(tty) = &mut self.tty else { return };
         tty.say(if asked { done } else { NO_APPLIANCE });
     }
+
+    /// Whether there is a supervisor to ask.
+    pub(super) fn ask_supervisor(&self, message: Message) -> bool {
+        self.setup.supervisor.as_ref().is_some_and(|supervisor| supervisor.line.send(message).is_ok())
+    }
+
+    /// Takes what the supervisor says.
+    pub(super) fn hear_supervisor(&mut self, event: Ready) {
+        while let Some(message) = self.setup.supervisor.as_ref().and_then(|supervisor| supervisor.line.receive()) {
+            if message == Message::SelftestOver
+                && let Some(tty) = &mut self.tty
+            {
+                tty.resume();
+            }
+        }
+        if event.hung_up
+            && let Some(supervisor) = &self.setup.supervisor
+        {
+            // It stays so; nobody is told any more.
+            let _ = self.poller.remove(&supervisor.line);
+        }
+    }
 }
