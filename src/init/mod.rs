@@ -38,7 +38,7 @@ use nix::unistd::{Pid, sync};
 
 use self::card::{CARD_TIMEOUT, Card, PartitionError};
 use self::console::Console;
-use self::fault::Fault;
+use self::fault::Plan;
 use self::job::Selftest;
 use self::modules::{LIST, listed};
 
@@ -96,14 +96,14 @@ pub fn run() -> ! {
 }
 
 /// Words of the kernel's command line that are meant for hearth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Options {
     /// `hearth.watchdog=off`: leave the hardware watchdog alone (QEMU's Raspberry Pi machines restart when it is opened).
     watchdog: bool,
     /// `hearth.rescue`: no model is started; the maintenance menu is on the console.
     rescue: bool,
-    /// `hearth.fault=KIND`: a failure on purpose.
-    fault: Option<Fault>,
+    /// `hearth.fault=…`: failures on purpose.
+    fault: Option<Plan>,
 }
 
 impl Options {
@@ -113,7 +113,7 @@ impl Options {
         Self {
             watchdog: !has("hearth.watchdog=off"),
             rescue: has("hearth.rescue"),
-            fault: fault.and_then(Fault::named),
+            fault: fault.and_then(Plan::parse),
         }
     }
 }
@@ -262,7 +262,7 @@ fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdo
         defaults: arguments(&Config { serial: config.serial.clone(), ..Config::default() }, console.path()),
         records: Records::at(RECORDS),
         user: let_serve_be_nobody(&config, console),
-        fault: options.fault,
+        fault: options.fault.clone(),
         selftest: selftest(&config, console),
     };
     if let Some(model) = serve.models.first() {
@@ -426,7 +426,7 @@ mod tests {
         assert!(Options::parse("quiet panic=5\n").watchdog);
         assert!(!Options::parse("quiet hearth.watchdog=off panic=5\n").watchdog);
         assert!(Options::parse("xhearth.watchdog=off").watchdog);
-        assert_eq!(Options::parse("a hearth.fault=stop b").fault, Some(Fault::Stop));
+        assert_eq!(Options::parse("a hearth.fault=stop b").fault, Plan::parse("stop"));
         assert_eq!(Options::parse("hearth.fault=").fault, None);
         assert!(Options::parse("a hearth.rescue b").rescue && !Options::parse("hearth.rescued").rescue);
     }

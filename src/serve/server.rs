@@ -22,13 +22,14 @@ use super::conn::{Conn, State};
 use super::listener::SocketFile;
 use super::text::AnswerText;
 use super::tty::TtyPort;
-use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
+use super::{DRAIN_TIMEOUT, Defaults, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
 use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::heartbeat::{BEAT_EVERY, Message};
 use crate::sys::marks::{self, Stage};
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
 use crate::sys::report::Kind;
+use crate::sys::settings::{Change, Settings, SettingsFile};
 use crate::sys::signals::StopSignals;
 use crate::wire::http::{self, Reply, Request};
 use crate::wire::openai::{self, Call, Emitter};
@@ -74,6 +75,11 @@ pub(super) struct Server<'s, 'l, 'r> {
     stopping: Stopping,
     /// When the supervisor is told again how far the engine is.
     next_beat: Instant,
+    /// What requests get without the console's settings, and those.
+    configured: Defaults,
+    settings: Settings,
+    /// The change that the supervisor was asked to keep.
+    asked_to_keep: Option<Change>,
     /// Stages of the start that it was told of.
     told: [bool; Stage::ALL.len()],
 }
@@ -122,6 +128,14 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         let tty = setup.tty.map(|path| TtyPort::open(path, setup.model_id, now)).transpose()?;
         let socket = SocketFile::bind(setup.socket)?;
         poller.add(&socket, LISTENER, Interest::READ)?;
+        let configured = setup.defaults.clone();
+        let settings = setup.records.map(SettingsFile::beside).map_or(Default::default(), |file| {
+            file.read().unwrap_or_else(|error| {
+                log::warn!("{}: {error}; what was set on the console is left out", file.path().display());
+                Settings::default()
+            })
+        });
+        setup.defaults = line::with_settings(&configured, settings);
         let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
         let mut server = Self {
             setup,
@@ -138,6 +152,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             started: now,
             stopping: Stopping::No,
             next_beat: now,
+            configured,
+            settings,
+            asked_to_keep: None,
             told: [false; Stage::ALL.len()],
         };
         server.watch_tty();

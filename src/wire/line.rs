@@ -45,6 +45,10 @@ pub enum LineEvent {
     Reboot,
     /// Print when what happened at the start; call [`LineProtocol::say`].
     BootReport,
+    /// Print what is set on the console; call [`LineProtocol::say`].
+    Settings,
+    /// Keep a setting over a restart: what stands behind `/set`. Nothing that is typed is looked at until [`LineProtocol::say`] says how it went.
+    Set(String),
     /// Check the machine. Nothing that is typed is looked at until [`LineProtocol::say`] or [`LineProtocol::resume`] is called: somebody
     /// else speaks on the line.
     Selftest,
@@ -399,6 +403,11 @@ impl LineProtocol {
                 "poweroff" => return Some(LineEvent::PowerOff),
                 "reboot" => return Some(LineEvent::Reboot),
                 "boot-report" => return Some(LineEvent::BootReport),
+                "settings" => return Some(LineEvent::Settings),
+                "set" => {
+                    self.waits = true;
+                    return Some(LineEvent::Set(argument.trim().to_owned()));
+                }
                 "selftest" => {
                     self.waits = true;
                     return Some(LineEvent::Selftest);
@@ -522,6 +531,7 @@ const HELP: &str = "type a question and press Enter; ^C cancels an answer\n\
     /seed 1       seed of the draw\n\
     /max 200      answer length in tokens\n\
     /system TEXT  instruction before the conversation\n\
+    /settings     what is kept over a restart; /set temperature 0.7, /set max_tokens 200 or default\n\
     /selftest     check the board; /boot-report tells when what happened at the start\n\
     /poweroff     switch the appliance off; /reboot starts it again\n\
     a line that starts with { is a JSON request, answered in JSON lines";

@@ -39,6 +39,8 @@ impl Session {
                 self.line.finish(&outcome(Finish::Stop), &mut self.out);
             }
             LineEvent::Cancel => panic!("nothing runs"),
+            LineEvent::Settings => self.line.say("temperature 0", &mut self.out),
+            LineEvent::Set(text) => self.line.say(&format!("kept: {text}"), &mut self.out),
             LineEvent::PowerOff => self.line.say("off", &mut self.out),
             LineEvent::Reboot => self.line.say("again", &mut self.out),
             LineEvent::BootReport => self.line.say("+0.4 PID 1\n+0.9 ready", &mut self.out),
@@ -167,6 +169,8 @@ fn commands_set_what_requests_carry() {
     assert!(s.say("/poweroff\r").ends_with("\r\noff\r\n> "));
     assert!(s.say("/reboot\r").ends_with("\r\nagain\r\n> "));
     assert!(s.say("/temp 0.7\r").contains("temperature: 0.7\r\n> "));
+    assert!(s.say("/settings\r").ends_with("temperature 0\r\n> "));
+    assert!(s.say("/set  max_tokens 200 \r").ends_with("kept: max_tokens 200\r\n> "));
     assert!(s.say("/seed 5\r").contains("seed: 5"));
     assert!(s.say("/max 9\r").contains(": 9"));
     s.say("/system be brief\r");
