@@ -153,8 +153,8 @@ mod tests {
         check.run(&damaged, &parts);
         let state = check.state();
         assert_eq!(state.damaged.len(), 2);
-        assert_eq!(state.damaged[0], "a");
-        assert!(state.damaged[1].starts_with("b ("), "{:?}", state.damaged);
+        assert_eq!(state.damaged[0], "tensor a");
+        assert!(state.damaged[1].starts_with("tensor b ("), "{:?}", state.damaged);
     }
 
     #[test]
