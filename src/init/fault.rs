@@ -11,6 +11,10 @@ use crate::sys::record::Records;
 pub const AFTER: Duration = Duration::from_secs(2);
 /// So long after an answer one that happens again and again does.
 pub const AFTER_ANSWER: Duration = Duration::from_millis(500);
+/// So often SIGSEGV is sent for a crash, and the time between.
+pub const CRASH_SIGNALS: u32 = 5;
+/// See [`CRASH_SIGNALS`].
+pub const CRASH_SIGNALS_APART: Duration = Duration::from_millis(50);
 /// Most failures of one run.
 pub const MAX_TIMES: u32 = 10_000;
 

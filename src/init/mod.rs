@@ -110,11 +110,7 @@ impl Options {
     fn parse(cmdline: &str) -> Self {
         let has = |wanted| cmdline.split_whitespace().any(|word| word == wanted);
         let fault = cmdline.split_whitespace().find_map(|word| word.strip_prefix("hearth.fault="));
-        Self {
-            watchdog: !has("hearth.watchdog=off"),
-            rescue: has("hearth.rescue"),
-            fault: fault.and_then(Plan::parse),
-        }
+        Self { watchdog: !has("hearth.watchdog=off"), rescue: has("hearth.rescue"), fault: fault.and_then(Plan::parse) }
     }
 }
 
@@ -187,6 +183,10 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) -> Opti
             }
             for partition in &PARTITIONS {
                 match card.mount(partition) {
+                    Ok(()) if partition.is_ours && state::is_full(Path::new(partition.target)) => console.say(&format!(
+                        "partition {} is full, nothing more is kept: {}; /reset-state in the maintenance menu empties it",
+                        partition.number, partition.reason
+                    )),
                     Ok(()) => {}
                     Err(PartitionError::Mount { source, .. })
                         if partition.is_ours

@@ -19,10 +19,11 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::console::{self, Console};
-use super::fault::{Fault, Plan, Saboteur};
+use super::fault::{self, Fault, Plan, Saboteur};
 use super::job::{Job, Selftest};
 use super::judge::{Action, End, Judge};
 use super::watchdog::Watchdog;
+use crate::sys::fault::LOST_FILE_EXIT_CODE;
 use crate::sys::heartbeat::{Line, Message};
 use crate::sys::marks::Stage;
 use crate::sys::poll::{Interest, Poller, Ready};
@@ -371,7 +372,13 @@ impl Supervisor<'_> {
         match fault {
             Fault::Kill => self.signal(Signal::SIGKILL),
             Fault::Stop => self.signal(Signal::SIGSTOP),
-            Fault::Crash => self.signal(Signal::SIGSEGV),
+            Fault::Crash => {
+                // The runtime's handler lets the instruction that failed fail again, which none did: it takes another signal.
+                for _ in 0..fault::CRASH_SIGNALS {
+                    self.signal(Signal::SIGSEGV);
+                    std::thread::sleep(fault::CRASH_SIGNALS_APART);
+                }
+            }
             Fault::Bus => self.signal(Signal::SIGBUS),
             Fault::Hang => loop {
                 std::thread::sleep(AWAY);
@@ -430,6 +437,8 @@ impl Supervisor<'_> {
         let was_serving = self.judge.is_serving();
         let end = match status {
             WaitStatus::Exited(_, 1 | 2) if !was_serving => End::Refused,
+            // A card that cannot be read does not get better by starting the machine again.
+            WaitStatus::Exited(_, code) if !was_serving && code == i32::from(LOST_FILE_EXIT_CODE) => End::Refused,
             _ => End::Failed,
         };
         let rest = self.judge.ended(now, end);

@@ -289,8 +289,9 @@ fn serve(
     let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS) };
     let cpus = cpu::allowed_cpus();
     with_model(model, wanted, |session| {
-        let Session { model: loaded, vocab, mapped, name, chat_template, kernels, workers, capacity: sizes, plan, .. } =
-            session;
+        let Session {
+            model: loaded, vocab, mapped, name, chat_template, kernels, workers, capacity: sizes, plan, ..
+        } = session;
         log::info!("{}", plan.line());
         log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
         let template = template(&model.model, capacity, chat_template, vocab)?;

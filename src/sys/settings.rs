@@ -218,7 +218,14 @@ mod tests {
         for text in ["", "temperature", "ctx 5", "temperature 1 2", "Temperature 1"] {
             assert_eq!(Change::parse(text), Err(ChangeError::Unknown), "{text}");
         }
-        for text in ["temperature 2.1", "temperature nan", "temperature -1", "max_tokens 0", "max_tokens 1.5", "max_tokens 4194305"] {
+        for text in [
+            "temperature 2.1",
+            "temperature nan",
+            "temperature -1",
+            "max_tokens 0",
+            "max_tokens 1.5",
+            "max_tokens 4194305",
+        ] {
             assert!(matches!(Change::parse(text), Err(ChangeError::Value { .. })), "{text}");
         }
         let good = Change::Temperature(Some(1.0)).to_bits();

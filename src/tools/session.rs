@@ -294,7 +294,18 @@ pub fn with_model<R, E: From<SessionError>>(
     let vocab = &vocab.into_owned();
     drop(gguf);
     drop(mapping);
-    use_model(Session { model, vocab, mapped: None, name, chat_template, kernels, workers, capacity, plan, bytes_per_token })
+    use_model(Session {
+        model,
+        vocab,
+        mapped: None,
+        name,
+        chat_template,
+        kernels,
+        workers,
+        capacity,
+        plan,
+        bytes_per_token,
+    })
 }
 
 /// Reads a packed file into the page cache, unless it does not fit there beside the plan.

@@ -308,7 +308,8 @@ impl LineProtocol {
 
     /// Tells a person what waits to be told; a program asks for it.
     fn tell_notices(&mut self, out: &mut Vec<u8>) {
-        let at_rest = self.peer == Peer::Person && matches!(self.line, Line::Empty) && self.answer.is_none() && !self.waits;
+        let at_rest =
+            self.peer == Peer::Person && matches!(self.line, Line::Empty) && self.answer.is_none() && !self.waits;
         if at_rest && !self.notices.is_empty() {
             out.extend_from_slice(b"\r\n");
             self.notices.drain(..).for_each(|text| line_out(out, &text));

@@ -167,7 +167,9 @@ fn commands_set_what_requests_carry() {
     let mut s = Session::new();
     assert!(s.say("/help\r").contains("/status"));
     let status = s.say("/status\r");
-    assert!(status.contains("1 active") && status.contains("check     damaged") && status.contains("damaged   tensor t"));
+    assert!(
+        status.contains("1 active") && status.contains("check     damaged") && status.contains("damaged   tensor t")
+    );
     assert!(s.say("/poweroff\r").ends_with("\r\noff\r\n> "));
     assert!(s.say("/reboot\r").ends_with("\r\nagain\r\n> "));
     assert!(s.say("/temp 0.7\r").contains("temperature: 0.7\r\n> "));
