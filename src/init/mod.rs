@@ -38,7 +38,7 @@ use nix::unistd::{Pid, sync};
 
 use self::card::{CARD_TIMEOUT, Card, PartitionError};
 use self::console::Console;
-use self::fault::Fault;
+use self::fault::Plan;
 use self::job::Selftest;
 use self::modules::{LIST, listed};
 
@@ -97,25 +97,21 @@ pub fn run() -> ! {
 }
 
 /// Words of the kernel's command line that are meant for hearth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Options {
     /// `hearth.watchdog=off`: leave the hardware watchdog alone (QEMU's Raspberry Pi machines restart when it is opened).
     watchdog: bool,
     /// `hearth.rescue`: no model is started; the maintenance menu is on the console.
     rescue: bool,
-    /// `hearth.fault=KIND`: a failure on purpose.
-    fault: Option<Fault>,
+    /// `hearth.fault=…`: failures on purpose.
+    fault: Option<Plan>,
 }
 
 impl Options {
     fn parse(cmdline: &str) -> Self {
         let has = |wanted| cmdline.split_whitespace().any(|word| word == wanted);
         let fault = cmdline.split_whitespace().find_map(|word| word.strip_prefix("hearth.fault="));
-        Self {
-            watchdog: !has("hearth.watchdog=off"),
-            rescue: has("hearth.rescue"),
-            fault: fault.and_then(Fault::named),
-        }
+        Self { watchdog: !has("hearth.watchdog=off"), rescue: has("hearth.rescue"), fault: fault.and_then(Plan::parse) }
     }
 }
 
@@ -188,6 +184,10 @@ fn open_card(console: &mut Console, mut watchdog: Option<&mut Watchdog>) -> Opti
             }
             for partition in &PARTITIONS {
                 match card.mount(partition) {
+                    Ok(()) if partition.is_ours && state::is_full(Path::new(partition.target)) => console.say(&format!(
+                        "partition {} is full, nothing more is kept: {}; /reset-state in the maintenance menu empties it",
+                        partition.number, partition.reason
+                    )),
                     Ok(()) => {}
                     Err(PartitionError::Mount { source, .. })
                         if partition.is_ours
@@ -263,7 +263,7 @@ fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdo
         defaults: arguments(&Config { serial: config.serial.clone(), ..Config::default() }, console.path()),
         records: Records::at(RECORDS),
         user: let_serve_be_nobody(&config, console),
-        fault: options.fault,
+        fault: options.fault.clone(),
         selftest: selftest(&config, console),
     };
     if let Some(model) = serve.models.first() {
@@ -427,7 +427,7 @@ mod tests {
         assert!(Options::parse("quiet panic=5\n").watchdog);
         assert!(!Options::parse("quiet hearth.watchdog=off panic=5\n").watchdog);
         assert!(Options::parse("xhearth.watchdog=off").watchdog);
-        assert_eq!(Options::parse("a hearth.fault=stop b").fault, Some(Fault::Stop));
+        assert_eq!(Options::parse("a hearth.fault=stop b").fault, Plan::parse("stop"));
         assert_eq!(Options::parse("hearth.fault=").fault, None);
         assert!(Options::parse("a hearth.rescue b").rescue && !Options::parse("hearth.rescued").rescue);
     }

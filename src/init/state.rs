@@ -19,6 +19,8 @@ pub const MAX_STATE_BYTES: u64 = 1 << 30;
 /// Where ext4's superblock says that it is one, in bytes from the device's start.
 const EXT4_MAGIC_AT: u64 = 1024 + 56;
 const EXT4_MAGIC: [u8; 2] = 0xEF53_u16.to_le_bytes();
+/// Free blocks without which a file cannot be written beside its old self and renamed over it.
+const LEAST_BLOCKS: nix::libc::fsblkcnt_t = 2;
 /// Zeros written at once, in bytes.
 const ZEROS_BYTES: usize = 1 << 20;
 
@@ -31,6 +33,12 @@ pub fn is_beyond_repair(error: Errno, device: &Path) -> bool {
         Errno::EINVAL => has_superblock(device).is_ok_and(|has| !has),
         _ => false,
     }
+}
+
+/// Whether the file system at `folder` has no room for one more small file.
+pub fn is_full(folder: &Path) -> bool {
+    nix::sys::statvfs::statvfs(folder)
+        .is_ok_and(|room| room.blocks_available() < LEAST_BLOCKS || room.files_available() == 0)
 }
 
 /// Whether an ext4 superblock begins where it should.
@@ -113,6 +121,13 @@ mod tests {
         wanted[ZEROS_BYTES + BLOCK_BYTES..][..BLOCK_BYTES].fill(2);
         wanted.extend([0xEE; 10]);
         assert!(std::fs::read(&device).unwrap() == wanted);
+    }
+
+    #[test]
+    fn a_file_system_with_room_is_not_full_and_one_that_is_absent_neither() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_full(folder.path()) && !is_full(&folder.path().join("none")));
+        assert!(is_full(Path::new("/proc")), "it has no blocks at all");
     }
 
     #[test]

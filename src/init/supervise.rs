@@ -19,15 +19,17 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::console::{self, Console};
-use super::fault::{self, Fault};
+use super::fault::{self, Fault, Plan, Saboteur};
 use super::job::{Job, Selftest};
 use super::judge::{Action, End, Judge};
 use super::watchdog::Watchdog;
+use crate::sys::fault::LOST_FILE_EXIT_CODE;
 use crate::sys::heartbeat::{Line, Message};
 use crate::sys::marks::Stage;
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
 use crate::sys::report::Kind;
+use crate::sys::settings::{Change, SettingsFile};
 use crate::sys::signals::SignalLine;
 
 /// How often the loop looks at the clock when nothing happens.
@@ -71,8 +73,8 @@ pub struct Serve {
     pub records: Records,
     /// User and group to run it as; `None`: as this process.
     pub user: Option<u32>,
-    /// A failure on purpose.
-    pub fault: Option<Fault>,
+    /// Failures on purpose.
+    pub fault: Option<Plan>,
     /// The self-test that somebody may ask for, and where reports are kept.
     pub selftest: Selftest,
 }
@@ -104,7 +106,7 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         model: 0,
         without_settings: false,
         panicked: None,
-        fault: None,
+        saboteur: Saboteur::default(),
         last_end: None,
         listening: false,
         job: None,
@@ -132,8 +134,8 @@ struct Supervisor<'a> {
     without_settings: bool,
     /// Where the serve that runs says it panicked.
     panicked: Option<String>,
-    /// A failure on purpose, and when it happens.
-    fault: Option<(Fault, Instant)>,
+    /// Failures on purpose, and when they happen.
+    saboteur: Saboteur,
     /// How serve ended last.
     last_end: Option<String>,
     /// The console's input is ours, and not serve's.
@@ -206,7 +208,10 @@ impl Supervisor<'_> {
             let Some(message) = self.child.as_ref().and_then(|child| child.line.receive()) else { break };
             match message {
                 Message::Ready => self.is_ready(now),
-                Message::Beat { operations, busy } => self.judge.beat(now, operations, busy),
+                Message::Beat { operations, busy } => {
+                    self.judge.beat(now, operations, busy);
+                    self.saboteur.beat(now, operations, busy, self.serve.fault.as_ref());
+                }
                 Message::PowerOff => self.stop(Ending::PowerOff, now),
                 Message::Reboot => self.stop(Ending::Reboot, now),
                 Message::Selftest { shown } => self.start_job(shown, now),
@@ -216,7 +221,8 @@ impl Supervisor<'_> {
                         self.keep_boot_report();
                     }
                 }
-                Message::ReadySeen | Message::SelftestOver => {}
+                Message::Keep(change) => self.keep(change),
+                Message::ReadySeen | Message::SelftestOver | Message::Kept { .. } => {}
             }
         }
         self.share_console();
@@ -291,8 +297,7 @@ impl Supervisor<'_> {
         let user = self.child.as_ref().and_then(|child| std::fs::metadata(format!("/proc/{}", child.pid)).ok());
         let user = user.map_or("an unknown user".to_owned(), |process| format!("user {}", process.uid()));
         self.console.stamp(&format!("serve is up as {user}"));
-        let fault = self.serve.fault.filter(|fault| !fault.has_happened(&self.serve.records));
-        self.fault = fault.map(|fault| (fault, now + fault::AFTER));
+        self.saboteur.ready(now, self.serve.fault.as_ref(), &self.serve.records);
         self.console.ready();
         // Before serve hears that it may speak, and can be asked for it.
         self.keep_boot_report();
@@ -359,9 +364,8 @@ impl Supervisor<'_> {
     }
 
     fn fail_on_purpose(&mut self, now: Instant) {
-        let Some((fault, _)) = self.fault.filter(|(_, at)| now >= *at) else { return };
-        self.fault = None;
-        self.console.say(&fault.record());
+        let Some(fault) = self.saboteur.take(now, self.serve.fault.as_ref()) else { return };
+        self.console.stamp(&fault.record());
         if let Err(error) = self.serve.records.add(console::since_boot(), &fault.record()) {
             // Nobody would know after the restart that it happened, and it would happen for ever.
             return self.console.say(&format!("it does not happen: {}: {error}", self.serve.records.path().display()));
@@ -369,6 +373,14 @@ impl Supervisor<'_> {
         match fault {
             Fault::Kill => self.signal(Signal::SIGKILL),
             Fault::Stop => self.signal(Signal::SIGSTOP),
+            Fault::Crash => {
+                // The runtime's handler lets the instruction that failed fail again, which none did: it takes another signal.
+                for _ in 0..fault::CRASH_SIGNALS {
+                    self.signal(Signal::SIGSEGV);
+                    std::thread::sleep(fault::CRASH_SIGNALS_APART);
+                }
+            }
+            Fault::Bus => self.signal(Signal::SIGBUS),
             Fault::Hang => loop {
                 std::thread::sleep(AWAY);
             },
@@ -426,6 +438,8 @@ impl Supervisor<'_> {
         let was_serving = self.judge.is_serving();
         let end = match status {
             WaitStatus::Exited(_, 1 | 2) if !was_serving => End::Refused,
+            // A card that cannot be read does not get better by starting the machine again.
+            WaitStatus::Exited(_, code) if !was_serving && code == i32::from(LOST_FILE_EXIT_CODE) => End::Refused,
             _ => End::Failed,
         };
         let rest = self.judge.ended(now, end);
@@ -508,6 +522,20 @@ impl Supervisor<'_> {
             self.child = None;
         } else if now >= stopping.kill {
             self.signal(Signal::SIGKILL);
+        }
+    }
+
+    /// Keeps what somebody set on the console; serve, which may write nothing, hears when it is on the card.
+    fn keep(&mut self, change: Change) {
+        let file = SettingsFile::beside(self.serve.records.path());
+        let kept = file.keep(change);
+        if let Err(error) = &kept {
+            self.console.log(&format!("{}: {error}", file.path().display()));
+        }
+        let errno = kept.err().map_or(0, |error| error.raw_os_error().unwrap_or(nix::libc::EIO).unsigned_abs());
+        if let Some(child) = &self.child {
+            // As with ready.
+            let _ = child.line.send(Message::Kept { errno });
         }
     }
 

@@ -16,8 +16,12 @@
 
 pub mod write;
 
+use std::borrow::Cow;
+use std::io;
+use std::ops::Range;
+
 use super::ModelError;
-use super::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
+use super::gguf::{GgmlType, Gguf, GgufError};
 
 /// Name of the tile layout.
 pub const LAYOUT: &str = "r16k4";
@@ -37,6 +41,8 @@ const TENSOR_HASHES_KEY: &str = "hearth.tensor.blake3";
 const HEADER_HASH_KEY: &str = "hearth.header.blake3";
 /// Hexadecimal digits of a hash.
 const HASH_DIGITS: usize = 2 * blake3::OUT_LEN;
+/// Bytes that [`verify`] hashes at once.
+const VERIFY_PIECE_BYTES: usize = 1 << 20;
 /// What a hash is while it is not known.
 const NO_HASH: &str = match std::str::from_utf8(&[b'0'; HASH_DIGITS]) {
     Ok(zeros) => zeros,
@@ -99,45 +105,105 @@ pub enum VerifyError {
     },
 }
 
-/// Compares every byte that matters with the hashes in the header. `progress` gets the bytes done.
+/// A part of a packed file that has a hash: the header, or a tensor.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The tensor's name; `None`: the header.
+    tensor: Option<String>,
+    /// Where it begins in the file, in bytes.
+    at: u64,
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// Where its own hash stands, which is computed as if that were zeros.
+    zeros: Range<u64>,
+    /// What its hash was, in hexadecimal digits.
+    hash: String,
+}
+
+impl Part {
+    /// A tensor as it should be.
+    pub fn of(name: &str, at: u64, data: &[u8]) -> Self {
+        let hash = blake3::hash(data).to_hex().to_string();
+        Self { tensor: Some(name.to_owned()), at, bytes: data.len() as u64, zeros: 0..0, hash }
+    }
+
+    /// `header`, or `tensor NAME` without anything that a terminal would obey.
+    pub fn name(&self) -> Cow<'static, str> {
+        self.tensor.as_ref().map_or("header".into(), |name| format!("tensor {}", name.escape_debug()).into())
+    }
+
+    /// Whether the part, which `read` gives piece by piece from a place in the file, is as it was.
+    ///
+    /// # Errors
+    /// What `read` says.
+    pub fn is_whole(
+        &self,
+        buffer: &mut [u8],
+        mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+    ) -> io::Result<bool> {
+        let mut hasher = blake3::Hasher::new();
+        let mut done = 0;
+        while done < self.bytes {
+            let now = usize::try_from(self.bytes - done).unwrap_or(usize::MAX).min(buffer.len());
+            let at = self.at + done;
+            let piece = &mut buffer[..now];
+            read(at, piece)?;
+            let inside = |place: u64| usize::try_from(place.saturating_sub(at)).unwrap_or(usize::MAX).min(now);
+            piece[inside(self.zeros.start)..inside(self.zeros.end)].fill(b'0');
+            hasher.update(piece);
+            done += now as u64;
+        }
+        Ok(hasher.finalize().to_hex().as_str() == self.hash)
+    }
+}
+
+/// Every part of the file that has a hash, in the file's order.
 ///
 /// # Errors
 /// There are no hashes, or not as many as tensors.
-pub fn verify(gguf: &Gguf<'_>, mut progress: impl FnMut(u64)) -> Result<Vec<Damage>, VerifyError> {
+pub fn parts(gguf: &Gguf<'_>) -> Result<Vec<Part>, VerifyError> {
     let (Some(hashes), Some(header_hash)) = (gguf.array_str(TENSOR_HASHES_KEY)?, gguf.str(HEADER_HASH_KEY)?) else {
         return Err(VerifyError::NoHashes);
     };
     if hashes.len() != gguf.tensors().len() {
         return Err(VerifyError::Count { hashes: hashes.len(), tensors: gguf.tensors().len() });
     }
+    let file_bytes = gguf.bytes().len() as u64;
+    let header_bytes = gguf.tensors().iter().map(|tensor| tensor.offset).min().unwrap_or(file_bytes).min(file_bytes);
+    let own = header_hash.as_ptr().addr().saturating_sub(gguf.bytes().as_ptr().addr()) as u64;
+    let zeros = own..own.saturating_add(header_hash.len() as u64);
+    let header = Part { tensor: None, at: 0, bytes: header_bytes, zeros, hash: header_hash.to_owned() };
+    let tensors = gguf.tensors().iter().zip(hashes).map(|(tensor, hash)| Part {
+        tensor: Some(tensor.name.to_owned()),
+        at: tensor.offset,
+        bytes: tensor.bytes,
+        zeros: 0..0,
+        hash: String::from_utf8_lossy(hash).into_owned(),
+    });
+    Ok(std::iter::once(header).chain(tensors).collect())
+}
+
+/// Compares every byte that matters with the hashes in the header. `progress` gets the bytes of tensors done.
+///
+/// # Errors
+/// There are no hashes, or not as many as tensors.
+pub fn verify(gguf: &Gguf<'_>, mut progress: impl FnMut(u64)) -> Result<Vec<Damage>, VerifyError> {
     let mut damaged = Vec::new();
-    if hash_of_header(gguf, header_hash) != header_hash {
-        damaged.push(Damage::Header);
-    }
+    let mut buffer = vec![0; VERIFY_PIECE_BYTES];
     let mut done = 0u64;
-    for (tensor, hash) in gguf.tensors().iter().zip(hashes) {
-        if hash_of_tensor(gguf, tensor).as_bytes() != hash {
-            damaged.push(Damage::Tensor(tensor.name.to_owned()));
+    for part in parts(gguf)? {
+        let is_whole = part.is_whole(&mut buffer, |at, piece| {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            let bytes = gguf.bytes().get(at..).and_then(|rest| rest.get(..piece.len()));
+            piece.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        });
+        let bytes = part.tensor.as_ref().map_or(0, |_| part.bytes);
+        if !is_whole.unwrap_or(false) {
+            damaged.push(part.tensor.map_or(Damage::Header, Damage::Tensor));
         }
-        done = done.saturating_add(tensor.bytes);
+        done = done.saturating_add(bytes);
         progress(done);
     }
     Ok(damaged)
-}
-
-fn hash_of_tensor(gguf: &Gguf<'_>, tensor: &TensorInfo<'_>) -> String {
-    blake3::hash(gguf.data(tensor)).to_hex().to_string()
-}
-
-/// The header's hash, computed as if `written`, a string inside it, were zeros.
-fn hash_of_header(gguf: &Gguf<'_>, written: &str) -> String {
-    let first = gguf.tensors().iter().map(|tensor| tensor.offset).min();
-    let end = first.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(gguf.bytes().len());
-    let header = gguf.bytes().get(..end).unwrap_or_default();
-    let at = written.as_ptr().addr().saturating_sub(header.as_ptr().addr());
-    let (before, rest) = header.split_at_checked(at).unwrap_or((header, &[]));
-    let after = rest.get(written.len()..).unwrap_or_default();
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(before).update(NO_HASH.as_bytes()).update(after);
-    hasher.finalize().to_hex().to_string()
 }

@@ -3,14 +3,16 @@
 //! Also the daemon inside `hearth ask --model` and `hearth chat --model`: [`with_daemon`] runs it on a private socket for the
 //! length of one client. Next on the data's way: [`super::run`], the I/O loop, and `engine::Engine::run`.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
+use super::check::{self, Check};
 use super::model_text::ModelText;
 use super::pins;
 use super::private::PrivateSocket;
@@ -19,6 +21,8 @@ use crate::engine::Engine;
 use crate::engine::pace::DEFAULT_STEP_MS;
 use crate::engine::queue::Rings;
 use crate::engine::sampler::SamplingParams;
+use crate::model::gguf::Gguf;
+use crate::model::packed::{self, Damage, VerifyError};
 use crate::sys::map::{LockError, lock_all};
 use crate::sys::marks::{self, Stage};
 use crate::sys::report::{self, Reports};
@@ -98,6 +102,10 @@ pub struct CapacityArgs {
     /// Keep the model and every buffer in memory (mlock); what does not fit RLIMIT_MEMLOCK is refused
     #[arg(long)]
     lock: bool,
+    /// Compare a packed model with its hashes before the daemon is ready, and refuse it where it is damaged, instead of afterwards in the
+    /// background
+    #[arg(long)]
+    verify: bool,
     /// Make all of the plan resident before the daemon is ready. Not for a client's own daemon, which lives for one question.
     #[arg(skip = true)]
     touch: bool,
@@ -115,6 +123,7 @@ impl Default for CapacityArgs {
             chat_template: None,
             date: None,
             lock: false,
+            verify: false,
             touch: true,
         }
     }
@@ -148,6 +157,26 @@ pub enum DaemonError {
     /// `--lock`.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// `--verify`: there is nothing to compare with.
+    #[error("{path}: {source}")]
+    Verify {
+        /// The model file.
+        path: PathBuf,
+        /// What is missing.
+        source: VerifyError,
+    },
+    /// `--verify`: the file is not what was packed.
+    #[error("{path} is damaged, of {parts} parts {damaged}: {named}; pack it again, or copy it again")]
+    Damaged {
+        /// The model file.
+        path: PathBuf,
+        /// Parts that have a hash.
+        parts: usize,
+        /// Parts that are not as they were.
+        damaged: usize,
+        /// The first of them.
+        named: String,
+    },
     /// A flag's value.
     #[error("{0}")]
     Usage(String),
@@ -260,8 +289,9 @@ fn serve(
     let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS) };
     let cpus = cpu::allowed_cpus();
     with_model(model, wanted, |session| {
-        let Session { model: loaded, vocab, name, chat_template, kernels, workers, capacity: sizes, plan, .. } =
-            session;
+        let Session {
+            model: loaded, vocab, mapped, name, chat_template, kernels, workers, capacity: sizes, plan, ..
+        } = session;
         log::info!("{}", plan.line());
         log::info!("kernels {}, {} threads", kernels.name(), workers.threads());
         let template = template(&model.model, capacity, chat_template, vocab)?;
@@ -269,6 +299,22 @@ fn serve(
         // Bounded: it goes into every answer.
         let name = name.as_deref().unwrap_or("model");
         let model_id = &name.chars().filter(|c| !c.is_control()).take(MAX_MODEL_ID_CHARS).collect::<String>();
+        if capacity.verify {
+            verify(&model.model, mapped)?;
+        }
+        let (parts, file) = match mapped.filter(|_| capacity.touch && !capacity.verify).map(packed::parts) {
+            Some(Ok(parts)) => {
+                let io = |source| DaemonError::Io { what: model.model.display().to_string(), source };
+                (parts, Some(File::open(&model.model).map_err(io)?))
+            }
+            Some(Err(error)) => {
+                log::warn!("{}: {error}", model.model.display());
+                (Vec::new(), None)
+            }
+            None => (Vec::new(), None),
+        };
+        let compare = file.map(|file| (Check::new(&parts), file));
+        let check = compare.as_ref().map(|(check, _)| check);
         let mut rings = Box::new(Rings::new());
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
         let (end, unbound) = rings.split().map_err(eventfd)?;
@@ -292,10 +338,20 @@ fn serve(
         }
         pins::compute(&pins, &mut engine, text, defaults.date.as_deref())?;
         std::thread::scope(|scope| {
+            let background = compare.as_ref().map(|(check, file)| {
+                let thread = std::thread::Builder::new().name("check".into()).stack_size(check::STACK_BYTES);
+                let (parts, cpus) = (&parts, &cpus);
+                thread.spawn_scoped(scope, move || {
+                    // As with the I/O thread.
+                    cpu::allow(cpus);
+                    check.run(file, parts);
+                })
+            });
             let io = std::thread::Builder::new().name("io".into()).stack_size(IO_STACK_BYTES);
+            let io_cpus = &cpus;
             let io = io.spawn_scoped(scope, move || {
                 // The engine's thread is pinned; what it spawns would be, too.
-                cpu::allow(&cpus);
+                cpu::allow(io_cpus);
                 let private = match socket {
                     Some(_) => None,
                     None => Some(PrivateSocket::create().map_err(|source| {
@@ -322,15 +378,45 @@ fn serve(
                     stop,
                     supervisor,
                     records,
+                    check,
                     ready,
                 };
                 Ok(super::run(setup, link)?)
             });
             let io = io.map_err(|source| DaemonError::Io { what: "the I/O thread".into(), source })?;
             engine.run(end);
+            if let (Some(check), Some(Ok(thread))) = (check, &background) {
+                check.stop();
+                thread.thread().unpark();
+            }
             io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })
+}
+
+/// Compares the whole model with its hashes, and says every second how far it is.
+fn verify(path: &Path, mapped: Option<&Gguf<'_>>) -> Result<(), DaemonError> {
+    let failed = |source| DaemonError::Verify { path: path.into(), source };
+    let gguf = mapped.ok_or_else(|| failed(VerifyError::NoHashes))?;
+    let (bytes, mut said) = (gguf.bytes().len(), Instant::now());
+    let damaged = packed::verify(gguf, |done| {
+        if said.elapsed() >= Duration::from_secs(1) {
+            said = Instant::now();
+            log::info!("checking the model: {done} of {bytes} bytes");
+        }
+    });
+    let damaged = damaged.map_err(failed)?;
+    let named = |damage: &Damage| match damage {
+        Damage::Header => "header".to_owned(),
+        Damage::Tensor(name) => format!("tensor {}", name.escape_debug()),
+    };
+    if damaged.is_empty() {
+        log::info!("the model is as it was packed");
+        return Ok(());
+    }
+    let told: Vec<String> = damaged.iter().take(check::MAX_DAMAGED).map(named).collect();
+    let (parts, damaged) = (gguf.tensors().len() + 1, damaged.len());
+    Err(DaemonError::Damaged { path: path.into(), parts, damaged, named: told.join(", ") })
 }
 
 /// The template named on the command line, else the model's own, compiled.

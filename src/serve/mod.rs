@@ -6,6 +6,7 @@
 //! out for each of [`MAX_CONNECTIONS`] or one whole answer, [`memory::max_jobs`] prompts, and one request at a time on its way to a job.
 
 mod admit;
+pub mod check;
 pub mod conn;
 pub mod daemon;
 pub mod listener;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 pub use self::admit::Defaults;
+use self::check::Check;
 use self::listener::SocketError;
 use self::server::Server;
 use self::text::TextModel;
@@ -67,6 +69,8 @@ pub struct ServeSetup<'a> {
     pub supervisor: Option<Supervisor>,
     /// Where the supervisor records failures, for `/status`.
     pub records: Option<&'a Path>,
+    /// The comparison of the model with its hashes, which pauses while answers run.
+    pub check: Option<&'a Check>,
     /// Called once the socket takes connections.
     pub ready: Box<dyn FnOnce() + 'a>,
 }

@@ -18,17 +18,19 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::{Uid, geteuid};
 use serde_json::{Value, json};
 
+use super::check::Check;
 use super::conn::{Conn, State};
 use super::listener::SocketFile;
 use super::text::AnswerText;
 use super::tty::TtyPort;
-use super::{DRAIN_TIMEOUT, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
+use super::{DRAIN_TIMEOUT, Defaults, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
 use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::heartbeat::{BEAT_EVERY, Message};
 use crate::sys::marks::{self, Stage};
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
 use crate::sys::report::Kind;
+use crate::sys::settings::{Change, Settings, SettingsFile};
 use crate::sys::signals::StopSignals;
 use crate::wire::http::{self, Reply, Request};
 use crate::wire::openai::{self, Call, Emitter};
@@ -54,6 +56,8 @@ const LAST_JOBS_TIMEOUT: Duration = Duration::from_secs(5);
 const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the last output is tried again, in milliseconds.
 const LAST_LOOK_MS: u8 = 20;
+/// How often the comparison of the model with its hashes is looked at until it is over.
+const CHECK_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Accepting rests this long when there are no descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -74,6 +78,14 @@ pub(super) struct Server<'s, 'l, 'r> {
     stopping: Stopping,
     /// When the supervisor is told again how far the engine is.
     next_beat: Instant,
+    /// What requests get without the console's settings, and those.
+    configured: Defaults,
+    settings: Settings,
+    /// The change that the supervisor was asked to keep.
+    asked_to_keep: Option<Change>,
+    /// Damaged parts of the model that were told of.
+    damage_told: usize,
+    check_told: bool,
     /// Stages of the start that it was told of.
     told: [bool; Stage::ALL.len()],
 }
@@ -122,6 +134,14 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         let tty = setup.tty.map(|path| TtyPort::open(path, setup.model_id, now)).transpose()?;
         let socket = SocketFile::bind(setup.socket)?;
         poller.add(&socket, LISTENER, Interest::READ)?;
+        let configured = setup.defaults.clone();
+        let settings = setup.records.map(SettingsFile::beside).map_or(Default::default(), |file| {
+            file.read().unwrap_or_else(|error| {
+                log::warn!("{}: {error}; what was set on the console is left out", file.path().display());
+                Settings::default()
+            })
+        });
+        setup.defaults = line::with_settings(&configured, settings);
         let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
         let mut server = Self {
             setup,
@@ -138,6 +158,11 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             started: now,
             stopping: Stopping::No,
             next_beat: now,
+            configured,
+            settings,
+            asked_to_keep: None,
+            damage_told: 0,
+            check_told: false,
             told: [false; Stage::ALL.len()],
         };
         server.watch_tty();
@@ -165,6 +190,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         self.sweep(Instant::now());
         loop {
             let now = Instant::now();
+            if let Some(check) = self.setup.check {
+                check.pause(!self.running.is_empty());
+            }
             let timeout = self.next_deadline().map(|at| at.saturating_duration_since(now));
             self.poller.wait(timeout, &mut ready)?;
             let now = Instant::now();
@@ -175,6 +203,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             if self.link.engine_gone() {
                 return Err(ServeError::EngineGone);
             }
+            self.look_at_check();
             self.sweep(now);
             self.beat(now);
             if self.is_done(now) {
@@ -395,6 +424,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             uptime_s: self.started.elapsed().as_secs(),
             draining: self.is_stopping(),
             failures: self.setup.records.map(|path| Records::at(path).read()).unwrap_or_default(),
+            check: self.setup.check.map(Check::state),
             kv_free: blocks.free,
             kv_used: blocks.used,
             kv_cached: blocks.cached,
@@ -493,6 +523,24 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         tty || self.conns.values().any(Conn::has_unsent)
     }
 
+    /// Tells what is damaged of the model.
+    fn look_at_check(&mut self) {
+        let Some(check) = self.setup.check.filter(|_| !self.check_told) else { return };
+        // Asked first: what is found until then is told below.
+        self.check_told = check.is_over();
+        let state = check.state();
+        for part in state.damaged.iter().skip(self.damage_told) {
+            log::error!("the model is damaged: {part}");
+            if let Some(tty) = &mut self.tty {
+                tty.notice(format!("the model is damaged: {part}; answers may be wrong. Copy or pack it again"));
+            }
+        }
+        self.damage_told = state.damaged.len();
+        if self.check_told && state.damaged.is_empty() {
+            log::info!("the model is as it was packed: {} bytes compared with their hashes", state.bytes);
+        }
+    }
+
     /// Tells the supervisor what the start has come by.
     fn tell_stages(&mut self) {
         let Some(supervisor) = &self.setup.supervisor else { return };
@@ -537,7 +585,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         let conns = self.conns.values().filter_map(Conn::deadline);
         let tty = self.tty.as_ref().and_then(TtyPort::deadline);
         let beat = self.setup.supervisor.as_ref().map(|_| self.next_beat);
-        conns.chain(tty).chain(draining).chain(self.accept_again).chain(beat).min()
+        let check = self.setup.check.filter(|_| !self.check_told).map(|_| Instant::now() + CHECK_LOOK_EVERY);
+        conns.chain(tty).chain(draining).chain(self.accept_again).chain(beat).chain(check).min()
     }
 }
 

@@ -157,6 +157,10 @@ impl TtyPort {
         self.protocol.say(text, &mut self.out);
     }
 
+    pub(super) fn notice(&mut self, text: String) {
+        self.protocol.notice(text);
+    }
+
     pub(super) fn resume(&mut self) {
         self.protocol.resume(&mut self.out);
     }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -33,6 +34,17 @@ pub fn allow(cpus: &[usize]) {
     }
     if let Err(errno) = sched_setaffinity(Pid::from_raw(0), &set) {
         log::warn!("thread not allowed on {} cpus: {errno}", cpus.len());
+    }
+}
+
+/// From now on the calling thread runs where no other wants the core. Failure costs others some time, so it is only logged.
+pub fn become_idle() {
+    // The kernel's `struct sched_param`; the C library's has more.
+    let priority: libc::c_int = 0;
+    // SAFETY: the kernel reads one int, which lives here; the number 0 is the calling thread. musl's own function does nothing.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority) };
+    if result != 0 {
+        log::warn!("a thread does not get idle priority: {}", std::io::Error::last_os_error());
     }
 }
 

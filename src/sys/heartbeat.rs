@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use crate::sys::marks::{Mark, Stage};
+use crate::sys::settings::Change;
 
 /// Size of every message, in bytes.
 pub const MESSAGE_BYTES: usize = 16;
@@ -23,7 +24,7 @@ pub const READY_SEEN_TIMEOUT: Duration = Duration::from_secs(1);
 const MAGIC: u8 = 0xA1;
 
 /// One message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Message {
     /// The child takes requests from now on.
     Ready,
@@ -49,6 +50,13 @@ pub enum Message {
     SelftestOver,
     /// The child came by a stage of its start.
     Reached(Stage, Mark),
+    /// Keep this over a restart; the answer is [`Message::Kept`].
+    Keep(Change),
+    /// The change is on the card, or is not.
+    Kept {
+        /// What the kernel said; 0: it is.
+        errno: u32,
+    },
 }
 
 /// Where the stage stands in a message's number, in front of its mark.
@@ -66,6 +74,8 @@ impl Message {
             Self::Selftest { shown } => (16, shown, 0),
             Self::SelftestOver => (17, false, 0),
             Self::Reached(stage, mark) => (18, false, (stage as u64) << STAGE_SHIFT | mark.to_bits()),
+            Self::Keep(change) => (32, false, change.to_bits()),
+            Self::Kept { errno } => (33, false, u64::from(errno)),
         };
         let mut bytes = [0; MESSAGE_BYTES];
         bytes[..3].copy_from_slice(&[MAGIC, kind, u8::from(busy)]);
@@ -89,6 +99,8 @@ impl Message {
                 let stage = Stage::ALL.get(usize::try_from(bits >> STAGE_SHIFT).ok()?)?;
                 Some(Self::Reached(*stage, Mark::from_bits(bits & ((1 << STAGE_SHIFT) - 1))))
             }
+            (32, 0, bits) => Change::from_bits(bits).map(Self::Keep),
+            (33, 0, errno) => u32::try_from(errno).ok().map(|errno| Self::Kept { errno }),
             _ => None,
         }
     }
@@ -169,7 +181,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const ALL: [Message; 10] = [
+    const ALL: [Message; 13] = [
         Message::Ready,
         Message::ReadySeen,
         Message::Beat { operations: u64::MAX - 1, busy: true },
@@ -183,6 +195,9 @@ mod tests {
             Stage::FirstAnswer,
             Mark { at: Duration::from_micros(68_719_476_735), work: Duration::from_micros(1) },
         ),
+        Message::Keep(Change::Temperature(Some(0.7))),
+        Message::Keep(Change::MaxTokens(None)),
+        Message::Kept { errno: 28 },
     ];
 
     #[test]

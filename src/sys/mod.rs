@@ -10,6 +10,7 @@ pub mod marks;
 pub mod poll;
 pub mod record;
 pub mod report;
+pub mod settings;
 pub mod signals;
 pub mod tty;
 pub mod workers;

@@ -81,6 +81,8 @@ pub struct Session<'m> {
     pub model: &'m Model<'m>,
     /// Its vocabulary.
     pub vocab: &'m Vocab<'m>,
+    /// The file's header where the file is run as it is; a plain one was repacked, and is not needed any more.
+    pub mapped: Option<&'m Gguf<'m>>,
     /// What the file calls itself (`general.name`).
     pub name: Option<String>,
     /// The file's chat template.
@@ -272,6 +274,7 @@ pub fn with_model<R, E: From<SessionError>>(
         return use_model(Session {
             model,
             vocab,
+            mapped: Some(&gguf),
             name,
             chat_template,
             kernels,
@@ -292,7 +295,18 @@ pub fn with_model<R, E: From<SessionError>>(
     let vocab = &vocab.into_owned();
     drop(gguf);
     drop(mapping);
-    use_model(Session { model, vocab, name, chat_template, kernels, workers, capacity, plan, bytes_per_token })
+    use_model(Session {
+        model,
+        vocab,
+        mapped: None,
+        name,
+        chat_template,
+        kernels,
+        workers,
+        capacity,
+        plan,
+        bytes_per_token,
+    })
 }
 
 /// Reads a packed file into the page cache, unless it does not fit there beside the plan.

@@ -26,6 +26,8 @@ pub const MAX_TYPED_BYTES: usize = 4 * 1024;
 pub const MAX_JSON_LINE_BYTES: usize = 64 * 1024;
 /// Input that may wait while an answer runs, in bytes.
 pub const MAX_PENDING_BYTES: usize = 2 * MAX_JSON_LINE_BYTES;
+/// What waits to be told at most; more is in the log.
+pub const MAX_NOTICES: usize = 4;
 /// What the line holds at most beside the conversation, in bytes; lists that grow take up to twice what is in them.
 pub const MAX_HELD_BYTES: usize =
     2 * (MAX_PENDING_BYTES + MAX_JSON_LINE_BYTES) + 2 * (edit::MAX_HISTORY_LINES + 2) * MAX_TYPED_BYTES;
@@ -45,6 +47,10 @@ pub enum LineEvent {
     Reboot,
     /// Print when what happened at the start; call [`LineProtocol::say`].
     BootReport,
+    /// Print what is set on the console; call [`LineProtocol::say`].
+    Settings,
+    /// Keep a setting over a restart: what stands behind `/set`. Nothing that is typed is looked at until [`LineProtocol::say`] says how it went.
+    Set(String),
     /// Check the machine. Nothing that is typed is looked at until [`LineProtocol::say`] or [`LineProtocol::resume`] is called: somebody
     /// else speaks on the line.
     Selftest,
@@ -68,6 +74,8 @@ pub struct LineProtocol {
     answer: Option<Answer>,
     /// Somebody else speaks on the line.
     waits: bool,
+    /// What a person should know and was not told yet.
+    notices: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +139,7 @@ impl LineProtocol {
             conversation: Vec::new(),
             answer: None,
             waits: false,
+            notices: Vec::new(),
         }
     }
 
@@ -187,6 +196,7 @@ impl LineProtocol {
             let lost = format!("input was lost: more than {MAX_PENDING_BYTES} bytes came while an answer ran");
             self.complain(&Reject::request(400, lost).with_code("input_overrun"), out);
         }
+        self.tell_notices(out);
         None
     }
 
@@ -269,6 +279,11 @@ impl LineProtocol {
         line_out(out, &format!("requests  {} active, {} of them waiting", status.active, status.waiting));
         line_out(out, &format!("up        {} s", status.uptime_s));
         line_out(out, &format!("talk      {} messages", self.conversation.len()));
+        if let Some(check) = &status.check {
+            let (done, bytes) = (check.done_bytes >> 20, check.bytes >> 20);
+            line_out(out, &format!("check     {}, {done} of {bytes} MiB compared with their hashes", check.word()));
+            check.damaged.iter().for_each(|part| line_out(out, &format!("damaged   {part}")));
+        }
         for failure in &status.failures {
             line_out(out, &format!("failure   {failure}"));
         }
@@ -282,6 +297,24 @@ impl LineProtocol {
     pub fn say(&mut self, text: &str, out: &mut Vec<u8>) {
         line_out(out, text);
         self.resume(out);
+    }
+
+    /// Something that a person at the line should know, whatever they do: told when the line is at rest.
+    pub fn notice(&mut self, text: String) {
+        if self.notices.len() < MAX_NOTICES {
+            self.notices.push(text);
+        }
+    }
+
+    /// Tells a person what waits to be told; a program asks for it.
+    fn tell_notices(&mut self, out: &mut Vec<u8>) {
+        let at_rest =
+            self.peer == Peer::Person && matches!(self.line, Line::Empty) && self.answer.is_none() && !self.waits;
+        if at_rest && !self.notices.is_empty() {
+            out.extend_from_slice(b"\r\n");
+            self.notices.drain(..).for_each(|text| line_out(out, &text));
+            out.extend_from_slice(PROMPT);
+        }
     }
 
     /// Whoever else spoke on the line is done: the next prompt.
@@ -399,6 +432,11 @@ impl LineProtocol {
                 "poweroff" => return Some(LineEvent::PowerOff),
                 "reboot" => return Some(LineEvent::Reboot),
                 "boot-report" => return Some(LineEvent::BootReport),
+                "settings" => return Some(LineEvent::Settings),
+                "set" => {
+                    self.waits = true;
+                    return Some(LineEvent::Set(argument.trim().to_owned()));
+                }
                 "selftest" => {
                     self.waits = true;
                     return Some(LineEvent::Selftest);
@@ -522,6 +560,7 @@ const HELP: &str = "type a question and press Enter; ^C cancels an answer\n\
     /seed 1       seed of the draw\n\
     /max 200      answer length in tokens\n\
     /system TEXT  instruction before the conversation\n\
+    /settings     what is kept over a restart; /set temperature 0.7, /set max_tokens 200 or default\n\
     /selftest     check the board; /boot-report tells when what happened at the start\n\
     /poweroff     switch the appliance off; /reboot starts it again\n\
     a line that starts with { is a JSON request, answered in JSON lines";

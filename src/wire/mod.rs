@@ -171,6 +171,30 @@ pub fn hash_text(hash: u64) -> String {
     format!("{hash:016x}")
 }
 
+/// How far a model was compared with its hashes, and what is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelCheck {
+    /// Bytes compared.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub bytes: u64,
+    /// All of it was.
+    pub is_over: bool,
+    /// Parts that are not what was packed, by name.
+    pub damaged: Vec<String>,
+}
+
+impl ModelCheck {
+    /// In one word.
+    pub fn word(&self) -> &'static str {
+        match (self.damaged.is_empty(), self.is_over) {
+            (false, _) => "damaged",
+            (true, true) => "whole",
+            (true, false) => "checking",
+        }
+    }
+}
+
 /// What `/health` and `/status` tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -188,6 +212,8 @@ pub struct Status {
     pub draining: bool,
     /// Failures of the appliance on record, the newest last; none where nothing records them.
     pub failures: Vec<String>,
+    /// The comparison of the model with its hashes; `None`: it has none, or was checked before.
+    pub check: Option<ModelCheck>,
     /// Blocks of keys and values that hold nothing.
     pub kv_free: usize,
     /// Blocks that conversations use, or that are pinned.

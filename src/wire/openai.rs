@@ -122,6 +122,9 @@ pub fn health_json(status: &Status) -> Value {
         "waiting": status.waiting,
         "uptime_s": status.uptime_s,
         "failures": status.failures,
+        "model_check": status.check.as_ref().map(|check| json!({
+            "state": check.word(), "done_bytes": check.done_bytes, "bytes": check.bytes, "damaged": check.damaged,
+        })),
         "kv_blocks": {"free": status.kv_free, "used": status.kv_used, "cached": status.kv_cached},
     })
 }

@@ -4,10 +4,12 @@
 use std::time::Instant;
 
 use super::{NO_APPLIANCE, Owner, Server, TTY};
+use crate::serve::Defaults;
 use crate::serve::tty::TtyPort;
 use crate::sys::heartbeat::Message;
 use crate::sys::poll::{Interest, Ready};
 use crate::sys::report::Kind;
+use crate::sys::settings::{Change, Settings};
 use crate::wire::Finish;
 use crate::wire::line::LineEvent;
 
@@ -98,6 +100,19 @@ impl Server<'_, '_, '_> {
                     tty.say(&report);
                 }
             }
+            LineEvent::Settings => {
+                let told = self.settings_told();
+                if let Some(tty) = &mut self.tty {
+                    tty.say(&told);
+                }
+            }
+            LineEvent::Set(text) => {
+                if let Err(why) = self.ask_to_keep(&text)
+                    && let Some(tty) = &mut self.tty
+                {
+                    tty.say(&why);
+                }
+            }
             LineEvent::Selftest => {
                 // The line is silent until the supervisor has said what it found.
                 if !self.ask_supervisor(Message::Selftest { shown: true })
@@ -124,10 +139,10 @@ impl Server<'_, '_, '_> {
     /// Takes what the supervisor says.
     pub(super) fn hear_supervisor(&mut self, event: Ready) {
         while let Some(message) = self.setup.supervisor.as_ref().and_then(|supervisor| supervisor.line.receive()) {
-            if message == Message::SelftestOver
-                && let Some(tty) = &mut self.tty
-            {
-                tty.resume();
+            match (message, &mut self.tty) {
+                (Message::SelftestOver, Some(tty)) => tty.resume(),
+                (Message::Kept { errno }, _) => self.kept(errno),
+                _ => {}
             }
         }
         if event.hung_up
@@ -137,4 +152,48 @@ impl Server<'_, '_, '_> {
             let _ = self.poller.remove(&supervisor.line);
         }
     }
+
+    /// Passes a change on to whoever may write it. What is wrong with it is told; nothing is said while it is on its way.
+    fn ask_to_keep(&mut self, text: &str) -> Result<(), String> {
+        let change = Change::parse(text).map_err(|e| e.to_string())?;
+        if !self.ask_supervisor(Message::Keep(change)) {
+            return Err("this is no appliance: flags of hearth serve set what requests get".to_owned());
+        }
+        self.asked_to_keep = Some(change);
+        Ok(())
+    }
+
+    /// The change that was asked for is on the card, or is not: told, and from now on so.
+    fn kept(&mut self, errno: u32) {
+        let Some(change) = self.asked_to_keep.take() else { return };
+        let told = match i32::try_from(errno) {
+            Ok(0) => {
+                self.settings = self.settings.with(change);
+                self.setup.defaults = with_settings(&self.configured, self.settings);
+                format!("kept: {change}")
+            }
+            Ok(errno) => format!("not kept: {change}: {}", std::io::Error::from_raw_os_error(errno)),
+            Err(_) => format!("not kept: {change}"),
+        };
+        if let Some(tty) = &mut self.tty {
+            tty.say(&told);
+        }
+    }
+
+    fn settings_told(&self) -> String {
+        let defaults = &self.setup.defaults;
+        let from = |is_set: bool| if is_set { "set on the console" } else { "as configured" };
+        let most = defaults.max_tokens.map_or("up to the context's end".to_owned(), |n| n.to_string());
+        let Settings { temperature, max_tokens } = self.settings;
+        let temperature = format!("temperature  {} ({})", defaults.sampling.temperature, from(temperature.is_some()));
+        format!("{temperature}\nmax_tokens   {most} ({})", from(max_tokens.is_some()))
+    }
+}
+
+/// What requests that say nothing get: as configured, but for what is set on the console.
+pub(super) fn with_settings(configured: &Defaults, settings: Settings) -> Defaults {
+    let mut defaults = configured.clone();
+    defaults.sampling.temperature = settings.temperature.unwrap_or(defaults.sampling.temperature);
+    defaults.max_tokens = settings.max_tokens.and_then(|n| usize::try_from(n).ok()).or(defaults.max_tokens);
+    defaults
 }

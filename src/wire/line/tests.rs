@@ -39,6 +39,8 @@ impl Session {
                 self.line.finish(&outcome(Finish::Stop), &mut self.out);
             }
             LineEvent::Cancel => panic!("nothing runs"),
+            LineEvent::Settings => self.line.say("temperature 0", &mut self.out),
+            LineEvent::Set(text) => self.line.say(&format!("kept: {text}"), &mut self.out),
             LineEvent::PowerOff => self.line.say("off", &mut self.out),
             LineEvent::Reboot => self.line.say("again", &mut self.out),
             LineEvent::BootReport => self.line.say("+0.4 PID 1\n+0.9 ready", &mut self.out),
@@ -52,6 +54,7 @@ impl Session {
                     waiting: 0,
                     uptime_s: 2,
                     draining: false,
+                    check: Some(crate::wire::ModelCheck { damaged: vec!["tensor t".into()], ..Default::default() }),
                     failures: vec!["3 +1.500s serve ended: SIGKILL".into()],
                     kv_free: 0,
                     kv_used: 0,
@@ -163,10 +166,15 @@ fn history() {
 fn commands_set_what_requests_carry() {
     let mut s = Session::new();
     assert!(s.say("/help\r").contains("/status"));
-    assert!(s.say("/status\r").contains("1 active"));
+    let status = s.say("/status\r");
+    assert!(
+        status.contains("1 active") && status.contains("check     damaged") && status.contains("damaged   tensor t")
+    );
     assert!(s.say("/poweroff\r").ends_with("\r\noff\r\n> "));
     assert!(s.say("/reboot\r").ends_with("\r\nagain\r\n> "));
     assert!(s.say("/temp 0.7\r").contains("temperature: 0.7\r\n> "));
+    assert!(s.say("/settings\r").ends_with("temperature 0\r\n> "));
+    assert!(s.say("/set  max_tokens 200 \r").ends_with("kept: max_tokens 200\r\n> "));
     assert!(s.say("/seed 5\r").contains("seed: 5"));
     assert!(s.say("/max 9\r").contains(": 9"));
     s.say("/system be brief\r");
@@ -187,6 +195,22 @@ fn commands_set_what_requests_carry() {
         assert!(said.ends_with("\r\n> "), "{said:?}");
     }
     assert_eq!(s.asked.len(), 1);
+}
+
+#[test]
+fn a_notice_waits_for_the_line_to_rest_and_for_a_person() {
+    let mut s = Session::new();
+    s.say("half a li");
+    s.line.notice("the model is damaged".into());
+    assert!(!s.say("ne").contains("damaged"), "not into what is typed");
+    assert!(s.say("\r").ends_with("HALF A LINE\r\n> \r\nthe model is damaged\r\n> "));
+    assert_eq!(s.say(""), "", "once");
+    s.say("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n");
+    for _ in 0..2 * MAX_NOTICES {
+        s.line.notice("again".into());
+    }
+    assert_eq!(s.say(""), "", "a program does not read it");
+    assert_eq!(s.say("\r").matches("again").count(), MAX_NOTICES);
 }
 
 #[test]
