@@ -117,6 +117,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         let tty = setup.tty.map(|path| TtyPort::open(path, setup.model_id, now)).transpose()?;
         let socket = SocketFile::bind(setup.socket)?;
         poller.add(&socket, LISTENER, Interest::READ)?;
+        let confine = std::mem::replace(&mut setup.confine, Box::new(|| Ok(())));
+        confine()?;
         let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
         let mut server = Self {
             setup,

@@ -50,6 +50,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         stop: None,
         supervisor: None,
         records: None,
+        confine: Box::new(|| Ok(())),
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);
