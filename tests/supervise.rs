@@ -65,7 +65,8 @@ impl Terminal {
 
 fn post(socket: &std::path::Path, path: &str, body: &str) -> String {
     let mut client = UnixStream::connect(socket).unwrap();
-    write!(client, "POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    write!(client, "POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        .unwrap();
     let mut reply = String::new();
     client.read_to_string(&mut reply).unwrap();
     reply

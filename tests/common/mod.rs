@@ -252,7 +252,7 @@ pub fn with_daemon_at(
                     stop: Some(stop_end),
                     supervisor: None,
                     records: None,
-        check: None,
+                    check: None,
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,
