@@ -3,7 +3,7 @@
 //! # Principles
 //! 1. **One answer.** Model, prompt, seed and settings decide every bit of the answer; CPU, threads, batch and chunking do not.
 //!    The numeric model that makes it so is written down in `hearth_kernels`.
-//! 2. **Memory is planned, then taken, then fixed.** [`model::plan`] adds up every buffer before the first one is taken.
+//! 2. **Memory is planned, then taken, then fixed.** [`plan`] adds up every buffer before the first one is taken.
 //! 3. **Nothing leaves.** No network, no telemetry, no prompt in a log.
 //! 4. **It comes back.** A client, a line of noise or a full queue costs a request, never the daemon.
 //! 5. **No byte from outside can crash it**: model files, HTTP, serial lines, chat templates.
@@ -37,8 +37,8 @@
 //! | `hearth serve` as a child, watchdog, mounts | PID 1, where there is one | nobody |
 //!
 //! # Modules, in reading order
-//! [`text`] · [`wire`] · [`engine`] · [`model`] · [`sys`] · [`serve`] · [`tools`] · [`client`] · [`config`] · [`init`]. Imports run downwards: `text` and `wire`
-//! know nothing of the rest; `model` knows kernels, `sys` and `text::TokenId`; `engine` knows `model` and `sys`; `serve` composes; `config` knows the limits of
+//! [`text`] · [`wire`] · [`engine`] · [`model`] · [`sys`] · [`plan`] · [`serve`] · [`tools`] · [`client`] · [`config`] · [`init`]. Imports run downwards: `text` and `wire`
+//! know nothing of the rest; `model` knows kernels, `sys` and `text::TokenId`; `engine` knows `model` and `sys`; `plan` adds up what each of them takes; `serve` composes; `config` knows the limits of
 //! others; `init` knows `sys` and `config`.
 
 pub mod client;
@@ -46,6 +46,7 @@ pub mod config;
 pub mod engine;
 pub mod init;
 pub mod model;
+pub mod plan;
 pub mod serve;
 pub mod sys;
 pub mod text;

@@ -7,7 +7,11 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 use hearth::serve::daemon::{DaemonError, with_daemon};
 use hearth::sys::fault;
+use hearth::sys::wipe::Wiping;
 use hearth::{client, config, init, serve, tools};
+
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping;
 
 /// A sealed, offline LLM appliance: quantized weights, its own kernels, a UNIX socket and a serial line.
 #[derive(Parser)]

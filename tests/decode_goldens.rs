@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use hearth::engine::Engine;
+use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::Gguf;
-use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, arch, reference};
 use hearth::sys::map::Region;

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use hearth::engine::Engine;
+use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::Gguf;
-use hearth::model::plan::{Capacity, MemoryPlan};
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, ModelError, arch};
+use hearth::plan::MemoryPlan;
 use hearth::sys::map::Region;
 use hearth::sys::workers::Workers;
 use hearth::text::TokenId;

@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hearth::engine::Engine;
+use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, FinishReason, Job, Rings, WAITING_JOBS};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::Gguf;
-use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, arch};
 use hearth::sys::map::Region;

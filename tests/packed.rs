@@ -15,13 +15,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use hearth::engine::Engine;
+use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::model::gguf::{GgmlType, Gguf};
 use hearth::model::packed::write::{PackPlan, WriteError};
 use hearth::model::packed::{self, Damage};
-use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, ModelError, arch};
 use hearth::sys::fault::LOST_FILE_EXIT_CODE;

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::engine::{Engine, PinError};
 use hearth::model::gguf::Gguf;
-use hearth::model::plan::Capacity;
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, arch};
 use hearth::sys::map::Region;

@@ -213,7 +213,7 @@ fn a_configuration_that_the_appliance_would_leave_out_is_refused_with_its_line()
     std::fs::write(&path, "ctx = 512\nspeed = 11\n").unwrap();
     let (code, why) = refusal(&check);
     assert_eq!(code, 1);
-    assert!(why.contains("hearth.toml: line 2: unknown field `speed`"), "{why}");
+    assert!(why.contains("hearth.toml: line 2: `speed` is no setting"), "{why}");
     std::fs::write(&path, "ctx = 512\n").unwrap();
     assert_eq!(refusal(&check), (0, String::new()));
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use hearth::engine::Engine;
+use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::model::forward::{BatchRow, forward};
 use hearth::model::gguf::Gguf;
 use hearth::model::kv::{BlockTable, KvCache};
-use hearth::model::plan::Capacity;
 use hearth::model::scratch::Scratch;
 use hearth::model::weights::WeightLayout;
 use hearth::model::{Model, arch};

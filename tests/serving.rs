@@ -2,64 +2,16 @@
 //! other clients come, go and are killed; and nothing is left behind.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/daemon.rs"]
+mod daemon;
 #[path = "common/models.rs"]
 mod models;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use daemon::{Daemon, call, send, serve};
 use serde_json::{Value, json};
-
-/// A daemon that is killed with the test.
-struct Daemon {
-    child: Child,
-    socket: PathBuf,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve(arguments: &[&str]) -> Daemon {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("s");
-    let model = models::path("HEARTH_MODEL", "SmolLM2-135M-Instruct-Q4_1.gguf");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
-        .args(["serve", "--threads", "2", "--model"])
-        .arg(model)
-        .arg("--socket")
-        .arg(&socket)
-        .args(arguments)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(log.any(|line| line.unwrap().contains("ready: ")), "the daemon stopped before it was ready");
-    std::thread::spawn(move || log.for_each(drop));
-    Daemon { child, socket, _folder: folder }
-}
-
-fn send(socket: &Path, method: &str, path: &str, body: &str) -> UnixStream {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    let length = body.len();
-    write!(stream, "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
-    stream
-}
-
-fn call(socket: &Path, method: &str, path: &str, body: &str) -> Value {
-    let mut answer = String::new();
-    send(socket, method, path, body).read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200 "), "{answer}");
-    serde_json::from_str(body).unwrap()
-}
 
 fn chat(system: &str, question: &str, tokens: usize, seed: u64) -> String {
     let messages = json!([{"role": "system", "content": system}, {"role": "user", "content": question}]);

@@ -5,6 +5,7 @@
 //! tokens go) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
 //! · [`sampler`] (which token comes next). Next on the data's way: `model::forward`, then `serve`.
 
+pub mod capacity;
 pub mod pace;
 pub mod prefix;
 pub mod queue;
@@ -20,10 +21,10 @@ use crate::model::Model;
 use crate::model::forward::{BatchRow, forward};
 use crate::model::hyper::Hyper;
 use crate::model::kv::{BlockTable, KvCache, blocks_for};
-use crate::model::plan::Capacity;
 use crate::model::scratch::Scratch;
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
+use capacity::Capacity;
 use pace::Pace;
 use prefix::{BlockCounts, PrefixCache};
 use queue::{EngineEnd, Event, FinishReason, Job};

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::tcdrain;
 use nix::time::{ClockId, clock_gettime};
 
-use super::timeline::{Timeline, idle_in};
+use super::timeline::Timeline;
 use crate::sys::marks::{Mark, Stage};
 use crate::sys::tty::{TtyError, open_raw};
 
@@ -156,6 +156,13 @@ impl Console {
         self.say(&format!("+{:.3}s {line}", mark.at.as_secs_f64()));
     }
 
+    /// Something for the record of the start and the log alone.
+    pub fn note(&mut self, line: &str) {
+        let mark = Mark::now();
+        self.timeline.add(mark, line);
+        self.log(&format!("+{:.3}s {line}", mark.at.as_secs_f64()));
+    }
+
     /// Serve came by a stage: on the console while serve does not answer there, in the log otherwise.
     pub fn stage(&mut self, stage: Stage, mark: Mark, is_serving: bool) {
         self.timeline.add_stage(mark, stage);
@@ -165,9 +172,7 @@ impl Console {
 
     /// The first request would be taken now.
     pub fn ready(&mut self) {
-        let mark = Mark::now();
-        let idle = idle_in(&std::fs::read_to_string("/proc/uptime").unwrap_or_default());
-        self.timeline.set_ready(mark, idle);
+        self.timeline.set_ready(Mark::now());
         self.say("ready");
     }
 

@@ -75,6 +75,7 @@ pub fn run() -> ! {
     let mut console = Console::open();
     problems.iter().for_each(|problem| console.say(problem));
     console.stamp_at(started, "PID 1");
+    console.note("the kernel's file systems are mounted");
     let options = Options::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default());
     // Ctrl-Alt-Del comes as SIGINT, and ends in order.
     let _ = set_cad_enabled(false);

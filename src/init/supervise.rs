@@ -299,11 +299,12 @@ impl Supervisor<'_> {
         self.console.stamp(&format!("serve is up as {user}"));
         self.saboteur.ready(now, self.serve.fault.as_ref(), &self.serve.records);
         self.console.ready();
+        // Before serve hears that it may speak, and can be asked for it.
+        self.keep_boot_report();
         if let Some(child) = &self.child {
             // Serve goes on in any case after a moment.
             let _ = child.line.send(Message::ReadySeen);
         }
-        self.keep_boot_report();
     }
 
     /// For serve, which tells it to whoever asks.

@@ -40,8 +40,6 @@ struct Ready {
     at: Duration,
     /// Work of PID 1 up to then, from its first line on.
     init_work: Duration,
-    /// How long cores had nothing to do, since the kernel started, all together.
-    idle: Option<Duration>,
 }
 
 impl Timeline {
@@ -56,13 +54,13 @@ impl Timeline {
         self.is_whole |= stage == Stage::FirstAnswer;
     }
 
-    /// The first request would be taken. `idle`: how long cores had nothing to do.
-    pub fn set_ready(&mut self, mark: Mark, idle: Option<Duration>) {
+    /// The first request would be taken.
+    pub fn set_ready(&mut self, mark: Mark) {
         if self.ready.is_none() {
             let first =
                 self.lines.iter().find(|line| line.who == Who::Init).map_or(Duration::ZERO, |line| line.mark.work);
             self.push(mark, Who::Init, "ready");
-            self.ready = Some(Ready { at: mark.at, init_work: mark.work.saturating_sub(first), idle });
+            self.ready = Some(Ready { at: mark.at, init_work: mark.work.saturating_sub(first) });
         }
     }
 
@@ -110,31 +108,25 @@ impl Timeline {
     fn sums(&self, ready: Ready) -> Vec<String> {
         let pid_1 = self.lines.first().map_or(Duration::ZERO, |line| line.mark.at);
         let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
-        let busy = ready.idle.map_or("unknown".to_owned(), |idle| ms(ready.at.saturating_sub(idle)));
         let stage = |stage: Stage| {
             let of_serve = |line: &&Line| line.who == Who::Serve && line.what == stage.name();
             // The last one: serve may have been started more than once.
             self.lines.iter().filter(of_serve).rfind(|line| line.mark.at <= ready.at).map(|line| line.mark)
         };
-        let mut sums = vec![
-            format!("kernel's start to PID 1: {}", ms(pid_1)),
-            format!("kernel's start to ready: {}, of which one core worked {busy}", ms(ready.at)),
-        ];
+        let mut sums = vec![format!("kernel's start to PID 1: {}", ms(pid_1))];
+        let whole = format!("kernel's start to ready: {}", ms(ready.at));
         if let (Some(planned), Some(read), Some(open)) =
             (stage(Stage::Planned), stage(Stage::ModelRead), stage(Stage::Listening))
         {
             let reading = read.work.saturating_sub(planned.work);
             let work = ready.init_work + open.work.saturating_sub(reading);
+            sums.push(format!("{whole}, {} without waits", ms(pid_1 + work + reading)));
             sums.push(format!("PID 1 to ready: work {}, and {} to read the model", ms(work), ms(reading)));
+        } else {
+            sums.push(whole);
         }
         sums
     }
-}
-
-/// How long cores had nothing to do since the kernel started, all together: the second number of /proc/uptime.
-pub fn idle_in(uptime: &str) -> Option<Duration> {
-    let seconds: f64 = uptime.split_whitespace().nth(1)?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
 }
 
 #[cfg(test)]
@@ -149,7 +141,7 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.add(mark(420, 1), "PID 1");
         timeline.add(mark(470, 50), "14 modules");
-        timeline.set_ready(mark(900, 55), idle_in("0.90 0.25\n"));
+        timeline.set_ready(mark(900, 55));
         for (stage, at, work) in [(Stage::Started, 500, 2), (Stage::Planned, 520, 10), (Stage::ModelRead, 800, 90)] {
             timeline.add_stage(mark(at, work), stage);
         }
@@ -169,7 +161,7 @@ mod tests {
             "    0.890   0.090   0.030  serve: socket open",
             "    0.900   0.010   0.005  ready",
             "kernel's start to PID 1: 420.0 ms",
-            "kernel's start to ready: 900.0 ms, of which one core worked 650.0 ms",
+            "kernel's start to ready: 900.0 ms, 594.0 ms without waits",
             "PID 1 to ready: work 94.0 ms, and 80.0 ms to read the model",
         ];
         assert_eq!(report[1..], wanted);
@@ -181,7 +173,7 @@ mod tests {
         timeline.add_stage(mark(1500, 400), Stage::FirstAnswer);
         let whole = timeline.report();
         timeline.add(mark(2000, 60), "off");
-        timeline.set_ready(mark(3000, 70), None);
+        timeline.set_ready(mark(3000, 70));
         assert_eq!(timeline.report(), whole);
 
         let mut timeline = Timeline::default();
@@ -192,13 +184,5 @@ mod tests {
         assert_eq!(report.len(), MAX_LINES + 3);
         assert!(report.iter().all(|line| line.len() < MAX_TEXT_BYTES + 40));
         assert_eq!(report[MAX_LINES + 1..], ["3 more are left out", "not ready yet"]);
-    }
-
-    #[test]
-    fn idle_time_is_the_second_number() {
-        assert_eq!(idle_in("12.34 5.5\n"), Some(Duration::from_millis(5500)));
-        for noise in ["", "1", "1 x", "1 -1", "1 nan", "1 1e300"] {
-            assert_eq!(idle_in(noise), None, "{noise}");
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! A model's hyperparameters, as the GGUF metadata of its architecture gives them, checked once.
-//! Made by `model::arch`; every size in `model::plan`, `model::kv` and `model::forward` follows from these numbers.
+//! Made by `model::arch`; every size in `plan`, `model::kv` and `model::forward` follows from these numbers.
 
 use crate::model::ModelError;
 

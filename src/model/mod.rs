@@ -1,7 +1,7 @@
 //! One model: its hyperparameters, weights and forward pass. Token ids in, logits out; text and requests are unknown here.
 //!
 //! In reading order: [`gguf`] (the file) · [`arch`] and [`hyper`] (its numbers) · [`weights`] (its tensors as
-//! tiles) · [`packed`] (the file that has them ready) · [`plan`] (what all of it takes in memory) · [`rope`], [`kv`] and [`scratch`],
+//! tiles) · [`packed`] (the file that has them ready) · [`rope`], [`kv`] and [`scratch`],
 //! [`forward`] (a step) · [`mod@reference`] (the same model computed
 //! in plain F32, to be close to). Next on the data's way: `engine`.
 
@@ -11,7 +11,6 @@ pub mod gguf;
 pub mod hyper;
 pub mod kv;
 pub mod packed;
-pub mod plan;
 pub mod reference;
 pub mod rope;
 pub mod scratch;

@@ -1,5 +1,5 @@
 //! The buffers of a step, all taken at boot: rows, each operation's input in the forms its matrices need, and what every worker
-//! has for itself. Counted by `model::plan`, filled by `model::forward`; next on the data's way: `kernels`.
+//! has for itself. Counted by `plan`, filled by `model::forward`; next on the data's way: `kernels`.
 
 use hearth_kernels::{
     AttentionScratch, Buffer, Kernels, Matrix, QBlock, QBlockK, ROW_GROUP, RowKind, Rows, SUPER_BLOCK, TILE_K,

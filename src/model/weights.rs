@@ -1,7 +1,7 @@
 //! A model's weights: found in the file by name, checked for shape and type, and R16K4 tiles: as the packed file has them, or
 //! repacked from a plain GGUF into one region.
 //!
-//! [`WeightLayout`] is the plan (names, shapes, offsets: what `model::plan` prints), [`WeightLayout::repack`] fills the region,
+//! [`WeightLayout`] is the plan (names, shapes, offsets: what `plan` prints), [`WeightLayout::repack`] fills the region,
 //! [`Weights`] are the views that `model::forward` reads. Repacking keeps every quantization block bit-exact.
 
 use hearth_kernels::{Format, Matrix, ROW_GROUP, pack_row_group, packed_bytes};

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::model::packed::Part;
-use crate::sys::cpu;
 use crate::wire::ModelCheck;
 
 /// Fastest reading, in bytes a second.
@@ -71,9 +70,8 @@ impl Check {
         ModelCheck { done_bytes: done, bytes: self.bytes, is_over: self.is_over(), damaged }
     }
 
-    /// Compares all of `file`; the body of the thread.
+    /// Compares all of `file`; the body of the thread, which is at idle priority.
     pub fn run(&self, file: &File, parts: &[Part]) {
-        cpu::become_idle();
         let mut buffer = vec![0; PIECE_BYTES];
         for part in parts {
             let what = match part.is_whole(&mut buffer, |at, piece| self.read(file, at, piece)) {

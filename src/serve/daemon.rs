@@ -26,11 +26,12 @@ use crate::model::packed::{self, Damage, VerifyError};
 use crate::sys::map::{LockError, lock_all};
 use crate::sys::marks::{self, Stage};
 use crate::sys::report::{self, Reports};
+use crate::sys::sandbox::{self, Sandbox, SandboxError};
 use crate::sys::{cpu, heartbeat};
 use crate::text::chat::{ChatError, ChatTemplate, MAX_TEMPLATE_BYTES};
 use crate::text::{TokenId, Vocab};
 use crate::tools::session::{
-    DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_model,
+    DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_confined_model,
 };
 
 /// Stack of the I/O thread, in bytes: JSON of bounded depth and templates with bounded recursion run there.
@@ -63,6 +64,9 @@ pub struct ServeArgs {
     /// Tokens an answer may have where the request names no number [default: up to the end of the context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+    /// What the daemon gives up once it is ready: syscalls that answering does not take, files, network, capabilities
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    sandbox: sandbox::Mode,
     /// Standard input is the line to `hearth` as PID 1, which looks after this process
     #[arg(long, hide = true)]
     supervised: bool,
@@ -177,6 +181,9 @@ pub enum DaemonError {
         /// The first of them.
         named: String,
     },
+    /// `--sandbox=require`.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A flag's value.
     #[error("{0}")]
     Usage(String),
@@ -222,7 +229,8 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
     let ready = Box::new(|socket: &Path| log::info!("ready: {}", socket.display()));
     let (tty, records) = (args.tty.as_deref(), args.records.as_deref());
     let supervisor = supervisor.map(|line| (line, Reports::at(&args.reports)));
-    let outside = Outside { socket: Some(&socket), tty, stop: None, supervisor, records, ready };
+    let sandbox = Some(Sandbox::new(args.sandbox)?);
+    let outside = Outside { socket: Some(&socket), tty, stop: None, supervisor, records, sandbox, ready };
     serve(&args.model, &args.capacity, defaults, outside)
 }
 
@@ -251,7 +259,8 @@ pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send
             // The client may have gone already; then nobody waits for this.
             let _ = tell_ready.send(socket.to_owned());
         });
-        let outside = Outside { socket: None, tty: None, stop: Some(stopped), supervisor: None, records: None, ready };
+        let (supervisor, records, sandbox) = (None, None, None);
+        let outside = Outside { socket: None, tty: None, stop: Some(stopped), supervisor, records, sandbox, ready };
         let served = serve(model, capacity, Defaults::default(), outside);
         let answer = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         served.map(|()| answer)
@@ -269,6 +278,8 @@ struct Outside<'a> {
     /// The line to it, and where its reports are.
     supervisor: Option<(heartbeat::Line, Reports)>,
     records: Option<&'a Path>,
+    /// What the daemon's threads give up; nothing where the client is one of them.
+    sandbox: Option<Sandbox>,
     /// Told where the daemon listens, once it does.
     ready: Box<dyn FnOnce(&Path) + Send + 'a>,
 }
@@ -279,7 +290,8 @@ fn serve(
     defaults: Defaults,
     outside: Outside<'_>,
 ) -> Result<(), DaemonError> {
-    let Outside { socket, tty, stop, supervisor, records, ready } = outside;
+    let Outside { socket, tty, stop, supervisor, records, sandbox, ready } = outside;
+    let sandbox = sandbox.as_ref();
     if !(MIN_STEP_MS..=MAX_STEP_MS).contains(&capacity.step_ms) {
         let found = capacity.step_ms;
         return Err(DaemonError::Usage(format!("--step-ms is {found}, must be from {MIN_STEP_MS} to {MAX_STEP_MS}")));
@@ -288,7 +300,7 @@ fn serve(
     let prefix = capacity.prefix_positions.unwrap_or_else(|| pins::most_positions(&pins));
     let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS) };
     let cpus = cpu::allowed_cpus();
-    with_model(model, wanted, |session| {
+    with_confined_model(model, wanted, sandbox, |session| {
         let Session {
             model: loaded, vocab, mapped, name, chat_template, kernels, workers, capacity: sizes, plan, ..
         } = session;
@@ -344,7 +356,11 @@ fn serve(
                 thread.spawn_scoped(scope, move || {
                     // As with the I/O thread.
                     cpu::allow(cpus);
-                    check.run(file, parts);
+                    cpu::become_idle();
+                    match sandbox.map_or(Ok(()), Sandbox::confine_reading_thread) {
+                        Ok(()) => check.run(file, parts),
+                        Err(error) => log::error!("the model is not compared with its hashes: {error}"),
+                    }
                 })
             });
             let io = std::thread::Builder::new().name("io".into()).stack_size(IO_STACK_BYTES);
@@ -366,6 +382,12 @@ fn serve(
                     Some(private) => ready(&private.hide()),
                     None => ready(socket),
                 });
+                // What PID 1 writes is renamed into place: the folder stays, the file does not.
+                let reports = supervisor.as_ref().map(|supervisor| supervisor.reports.folder());
+                let folders = [records, reports].into_iter().flatten().filter_map(Path::parent);
+                let read = folders.chain([Path::new("/proc"), Path::new("/sys")]).map(Path::to_owned).collect();
+                let files = sandbox::Files { tty: tty.map(Path::to_owned), socket: Some(socket.clone()), read };
+                let confine = Box::new(move || sandbox.map_or(Ok(()), |sandbox| sandbox.confine_io_thread(&files)));
                 let setup = ServeSetup {
                     socket,
                     tty,
@@ -379,17 +401,24 @@ fn serve(
                     supervisor,
                     records,
                     check,
+                    confine,
                     ready,
                 };
                 Ok(super::run(setup, link)?)
             });
             let io = io.map_err(|source| DaemonError::Io { what: "the I/O thread".into(), source })?;
-            engine.run(end);
+            let confined = sandbox.map_or(Ok(()), Sandbox::confine_computing_thread);
+            match &confined {
+                Ok(()) => engine.run(end),
+                // The I/O thread sees that the engine is gone, and ends.
+                Err(_) => drop(end),
+            }
             if let (Some(check), Some(Ok(thread))) = (check, &background) {
                 check.stop();
                 thread.thread().unpark();
             }
-            io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            let served = io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            confined.map_err(DaemonError::from).and(served)
         })
     })
 }

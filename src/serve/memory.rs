@@ -1,5 +1,5 @@
 //! What the I/O thread may hold, added up from the limits that keep it there: the memory plan takes this sum.
-//! Every limit named here is checked where the bytes come in. Next on the data's way: `model::plan`.
+//! Every limit named here is checked where the bytes come in. Next on the data's way: `plan`.
 
 use super::tty;
 use super::{MAX_CONNECTIONS, MAX_INPUT_BYTES, conn};

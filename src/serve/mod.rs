@@ -35,6 +35,7 @@ use self::text::TextModel;
 use crate::engine::queue::EngineLink;
 use crate::sys::heartbeat;
 use crate::sys::report::Reports;
+use crate::sys::sandbox::SandboxError;
 use crate::sys::tty::TtyError;
 
 /// Connections at once; the next one takes the place of the one idle longest, or gets 503 if none is. More than the engine's ring holds, so that a full ring is told as 429.
@@ -71,6 +72,8 @@ pub struct ServeSetup<'a> {
     pub records: Option<&'a Path>,
     /// The comparison of the model with its hashes, which pauses while answers run.
     pub check: Option<&'a Check>,
+    /// Confines the I/O thread, once everything that it needs is open.
+    pub confine: Box<dyn FnOnce() -> Result<(), SandboxError> + 'a>,
     /// Called once the socket takes connections.
     pub ready: Box<dyn FnOnce() + 'a>,
 }
@@ -98,6 +101,9 @@ pub enum ServeError {
     /// Signal handlers.
     #[error("taking over SIGTERM and SIGINT: {0}")]
     Signals(#[source] io::Error),
+    /// The sandbox, with `--sandbox=require`.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The engine ended before it was told to.
     #[error("the engine ended by itself; this is a defect in hearth")]
     EngineGone,

@@ -142,6 +142,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             })
         });
         setup.defaults = line::with_settings(&configured, settings);
+        let confine = std::mem::replace(&mut setup.confine, Box::new(|| Ok(())));
+        confine()?;
         let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
         let mut server = Self {
             setup,

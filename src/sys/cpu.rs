@@ -1,5 +1,5 @@
 //! Which cores this process may use, pinning a thread to one, and how much memory the machine can still give.
-//! Next on the data's way: `sys::workers` pins by it, `model::plan` refuses by it.
+//! Next on the data's way: `sys::workers` pins by it, `plan` refuses by it.
 
 use std::path::Path;
 

@@ -16,6 +16,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crate::sys::cpu;
+use crate::sys::sandbox::Sandbox;
 
 /// Most threads a pool may have.
 pub const MAX_THREADS: usize = 64;
@@ -53,12 +54,20 @@ struct Worker {
 }
 
 impl Workers {
-    /// Starts `threads - 1` threads beside the caller's, pinned round-robin to the cores this process may use, from the second on:
-    /// the first is the caller's, see [`Workers::pin_caller`].
+    /// [`Workers::confined`] without a sandbox.
     ///
     /// # Errors
     /// The kernel refused a thread.
     pub fn new(threads: usize) -> Result<Self, std::io::Error> {
+        Self::confined(threads, None)
+    }
+
+    /// Starts `threads - 1` threads beside the caller's, pinned round-robin to the cores this process may use, from the second on:
+    /// the first is the caller's, see [`Workers::pin_caller`]. Each gives up what `sandbox` says before it computes anything.
+    ///
+    /// # Errors
+    /// The kernel refused a thread, or its sandbox.
+    pub fn confined(threads: usize, sandbox: Option<&Sandbox>) -> Result<Self, std::io::Error> {
         let threads = threads.clamp(1, MAX_THREADS);
         let cpus = cpu::allowed_cpus();
         let shared = Arc::new(Shared {
@@ -80,13 +89,21 @@ impl Workers {
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let cpu = cpus[worker % cpus.len()];
+            let sandbox = sandbox.cloned();
+            let (tell, told) = std::sync::mpsc::sync_channel(1);
             let handle = std::thread::Builder::new().name(format!("w{worker}")).stack_size(WORKER_STACK_BYTES).spawn(
                 move || {
                     cpu::pin_current_thread(cpu);
+                    let confined = sandbox.as_ref().map_or(Ok(()), Sandbox::confine_computing_thread);
+                    drop(sandbox);
+                    // Whoever starts the pool waits for this.
+                    let _ = tell.send(confined);
+                    drop(tell);
                     shared.serve(worker);
                 },
             )?;
             pool.threads.push(Worker { thread: handle.thread().clone(), handle: Some(handle), benched_until: None });
+            told.recv().map_err(std::io::Error::other)??;
         }
         // A thread that starts takes memory: that is over when the pool is there.
         for worker in 1..threads {

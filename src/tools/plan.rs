@@ -1,5 +1,5 @@
 //! `hearth plan`: every buffer that `hearth serve` would take for a model, before anything is taken.
-//! Next on the data's way: `model::plan`.
+//! Next on the data's way: `plan`.
 
 use super::ToolError;
 use super::session::{self, DEFAULT_MAX_ROWS, SessionError, Wanted};

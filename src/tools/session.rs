@@ -10,16 +10,18 @@ use std::time::{Duration, Instant};
 use hearth_kernels::{KernelError, Kernels};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::engine::capacity::Capacity;
 use crate::model::gguf::Gguf;
 use crate::model::hyper::{Hyper, MAX_CONTEXT};
 use crate::model::packed::{LAYOUT, LAYOUT_VERSION};
-use crate::model::plan::{Capacity, DoesNotFit, MemoryPlan};
 use crate::model::vocab::LoadError;
 use crate::model::weights::WeightLayout;
 use crate::model::{Model, ModelError, arch, vocab};
+use crate::plan::{DoesNotFit, MemoryPlan};
 use crate::sys::cpu::{self, NoMemoryFigures};
 use crate::sys::map::{MapError, Mapping, Region};
 use crate::sys::marks::{self, Stage};
+use crate::sys::sandbox::Sandbox;
 use crate::sys::workers::{MAX_THREADS, Workers};
 use crate::text::{Vocab, VocabError};
 
@@ -242,6 +244,19 @@ pub fn with_model<R, E: From<SessionError>>(
     wanted: Wanted,
     use_model: impl FnOnce(Session<'_>) -> Result<R, E>,
 ) -> Result<R, E> {
+    with_confined_model(args, wanted, None, use_model)
+}
+
+/// [`with_model`], whose worker threads give up what `sandbox` says before they compute.
+///
+/// # Errors
+/// As [`with_model`]; the sandbox.
+pub fn with_confined_model<R, E: From<SessionError>>(
+    args: &ModelArgs,
+    wanted: Wanted,
+    sandbox: Option<&Sandbox>,
+    use_model: impl FnOnce(Session<'_>) -> Result<R, E>,
+) -> Result<R, E> {
     let os = |what| move |source| SessionError::Os { what, source };
     let kernels = match &args.kernels {
         Some(name) => Kernels::by_name(name).map_err(SessionError::from)?,
@@ -262,7 +277,7 @@ pub fn with_model<R, E: From<SessionError>>(
     let text = |key: &str| gguf.str(key).ok().flatten().map(str::to_owned);
     let (name, chat_template) = (text("general.name"), text("tokenizer.chat_template"));
     let bytes_per_token = layout.bytes_per_token();
-    let workers = Workers::new(capacity.threads).map_err(os("worker threads"))?;
+    let workers = Workers::confined(capacity.threads, sandbox).map_err(os("worker threads"))?;
     let mut workers = workers.split(decode_threads, prefill_threads);
     let model_error = |source| SessionError::model(&args.model, source);
     if layout.is_packed() {

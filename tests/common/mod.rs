@@ -253,6 +253,7 @@ pub fn with_daemon_at(
                     supervisor: None,
                     records: None,
                     check: None,
+                    confine: Box::new(|| Ok(())),
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,

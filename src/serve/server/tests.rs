@@ -51,6 +51,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         supervisor: None,
         records: None,
         check: None,
+        confine: Box::new(|| Ok(())),
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);

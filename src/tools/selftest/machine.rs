@@ -216,14 +216,12 @@ impl Machine {
         active.split_whitespace().next_back().map(|name| Path::new("/dev").join(name))
     }
 
-    /// The driver of a tty.
+    /// The driver of a tty. Newer kernels have a port and its controller between the two.
     pub fn tty_driver(&self, tty: &Path) -> Option<String> {
-        let name = tty.file_name()?.to_str()?;
-        let link = fs::read_link(self.root.join(format!("sys/class/tty/{name}/device/driver"))).ok();
-        // Newer kernels have the port and its controller in between.
-        let link =
-            link.or_else(|| fs::read_link(self.root.join(format!("sys/class/tty/{name}/device/../../driver"))).ok());
-        link?.file_name()?.to_str().map(str::to_owned)
+        let device = self.root.join("sys/class/tty").join(tty.file_name()?).join("device");
+        let links = ["driver", "../../driver"].map(|link| fs::read_link(device.join(link)).ok());
+        let names = links.iter().flatten().filter_map(|link| link.file_name()?.to_str());
+        names.filter(|name| *name != "port").map(str::to_owned).next()
     }
 
     /// The hardware watchdog. An appliance arms it; another machine may leave it alone.
@@ -437,6 +435,27 @@ mod tests {
             [("sys/class/watchdog/watchdog0/state", "inactive\n"), ("proc/cmdline", "quiet hearth.watchdog=off\n")];
         let (_folder, machine) = board(&off);
         assert_eq!(seen(&machine.watchdog(true)), (Pass, "unknown, not armed, as the kernel's command line says"));
+    }
+
+    #[test]
+    fn a_ttys_driver_is_found_behind_its_port() {
+        let (folder, machine) = board(&[("sys/devices/uart/uart:0/uart:0.0/type", "pl011\n")]);
+        let sys = folder.path().join("sys");
+        let link = |to: &str, at: &str| {
+            let at = sys.join(at);
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(to, at).unwrap();
+        };
+        link("../../../devices/uart/uart:0/uart:0.0", "class/tty/ttyAMA0/device");
+        assert_eq!(machine.tty_driver(Path::new("/dev/ttyAMA0")), None);
+        link("../../../../bus/serial-base/drivers/port", "devices/uart/uart:0/uart:0.0/driver");
+        link("../../bus/amba/drivers/uart-pl011", "devices/uart/driver");
+        assert_eq!(machine.tty_driver(Path::new("/dev/ttyAMA0")).as_deref(), Some("uart-pl011"));
+        // Older kernels have no port.
+        fs::remove_file(sys.join("devices/uart/uart:0/uart:0.0/driver")).unwrap();
+        link("../../../../bus/amba/drivers/other", "devices/uart/uart:0/uart:0.0/driver");
+        assert_eq!(machine.tty_driver(Path::new("/dev/ttyAMA0")).as_deref(), Some("other"));
+        assert_eq!(machine.tty_driver(Path::new("/dev/ttyS9")), None);
     }
 
     #[test]

@@ -6,36 +6,13 @@
 use serde::Serialize;
 
 use crate::engine::EngineBuffers;
+use crate::engine::capacity::Capacity;
 use crate::model::hyper::Hyper;
 use crate::model::kv::{KvCache, blocks_for};
 use crate::model::scratch::Scratch;
 use crate::model::weights::WeightLayout;
 use crate::serve::memory::io_bytes;
 use crate::sys::workers::WORKER_STACK_BYTES;
-
-/// What decides the sizes, beside the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capacity {
-    /// Positions a sequence may have.
-    pub ctx: usize,
-    /// Sequences at once.
-    pub sequences: usize,
-    /// Rows a step may have: decode rows and prefill chunks together.
-    pub max_rows: usize,
-    /// Rows of logits a step may give.
-    pub max_outputs: usize,
-    /// Threads that compute.
-    pub threads: usize,
-    /// Positions of keys and values beside those of the sequences, for the prefix cache; pinned prompts fit in there.
-    pub prefix: usize,
-}
-
-impl Capacity {
-    /// KV blocks: those of every sequence at its longest, and the prefix cache's own.
-    pub const fn kv_blocks(&self) -> usize {
-        blocks_for(self.ctx).saturating_mul(self.sequences).saturating_add(blocks_for(self.prefix))
-    }
-}
 
 /// One line of the plan.
 #[derive(Clone, Debug, Serialize)]
