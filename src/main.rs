@@ -32,6 +32,8 @@ enum Role {
     Perplexity(tools::perplexity::PerplexityArgs),
     Bench(tools::bench::BenchArgs),
     Config(config::ConfigArgs),
+    #[command(hide = true)]
+    Launch(init::launch::LaunchArgs),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Role::Perplexity(args) => report(tools::perplexity::run(&args), tools::ToolError::exit_code),
         Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
         Role::Config(args) => report(config::run(&args), |_| 1),
+        Role::Launch(args) => report(init::launch::run(&args), |_| init::launch::CANNOT_START),
     };
     ExitCode::from(result)
 }

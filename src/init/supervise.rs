@@ -1,6 +1,6 @@
 //! Looks after `hearth serve`: starts it as a child of its own, listens to its heartbeat and its log, kills it where it hangs, reaps
 //! it and every orphan, and feeds the hardware watchdog while there is reason to. One loop that waits in epoll and never for a
-//! child. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
+//! child. Once serve answers it starts the [`super::apps`]. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,6 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
+use super::apps::{AppSetup, Apps};
 use super::console::{self, Console};
 use super::fault::{self, Fault};
 use super::judge::{Action, End, Judge};
@@ -69,6 +70,8 @@ pub struct Serve {
     pub user: Option<u32>,
     /// A failure on purpose.
     pub fault: Option<Fault>,
+    /// Apps to start once serve answers; `None`: none.
+    pub apps: Option<AppSetup>,
 }
 
 /// Why the loop ended.
@@ -101,6 +104,7 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         fault: None,
         last_end: None,
         listening: false,
+        apps: None,
         stopping: None,
     };
     supervisor.poller.add(&supervisor.terminate, TERMINATE, Interest::READ)?;
@@ -131,6 +135,8 @@ struct Supervisor<'a> {
     last_end: Option<String>,
     /// The console's input is ours, and not serve's.
     listening: bool,
+    /// Found when serve was ready for the first time.
+    apps: Option<Apps>,
     stopping: Option<Stopping>,
 }
 
@@ -164,8 +170,11 @@ impl Supervisor<'_> {
             }
             self.listen(&ready, now);
             self.reap(now);
+            if let Some(apps) = &mut self.apps {
+                apps.work(now, self.console);
+            }
             match self.stopping {
-                Some(stopping) if self.child.is_none() => return Ok(stopping.ending),
+                Some(stopping) if self.is_over(stopping, now) => return Ok(stopping.ending),
                 Some(stopping) => self.press(stopping, now),
                 None => {
                     self.act(now);
@@ -250,6 +259,9 @@ impl Supervisor<'_> {
                 let state = if self.child.is_some() { "serve is loading" } else { "serve is not running" };
                 let before = self.last_end.as_deref().unwrap_or("nothing ended yet");
                 self.console.say(&format!("{state}; {model}; {before}"));
+                for app in self.apps.iter().flat_map(Apps::states).collect::<Vec<_>>() {
+                    self.console.show(&format!("app {app}"));
+                }
                 show_records(self.console, &self.serve.records);
             }
             Some(_) => {
@@ -268,6 +280,9 @@ impl Supervisor<'_> {
         let fault = self.serve.fault.filter(|fault| !fault.has_happened(&self.serve.records));
         self.fault = fault.map(|fault| (fault, now + fault::AFTER));
         self.console.say("ready");
+        if self.apps.is_none() {
+            self.apps = Some(Apps::find(self.serve.apps.clone(), now, self.console));
+        }
         if let Some(child) = &self.child {
             // Serve goes on in any case after a moment.
             let _ = child.line.send(Message::ReadySeen);
@@ -348,6 +363,8 @@ impl Supervisor<'_> {
             };
             if status.pid().is_some() && status.pid() == self.child.as_ref().map(|child| child.pid) {
                 self.is_gone(status, now);
+            } else if let Some(apps) = &mut self.apps {
+                apps.is_gone(status, now, self.console);
             }
         }
     }
@@ -430,6 +447,15 @@ impl Supervisor<'_> {
         let again = now + DRAIN_LIMIT;
         self.stopping = Some(Stopping { ending, again: Some(again), kill: again + STOP_LIMIT });
         self.signal(Signal::SIGTERM);
+        if let Some(apps) = &mut self.apps {
+            apps.stop();
+        }
+    }
+
+    /// Whether all have ended, or those who have not had their time.
+    fn is_over(&self, stopping: Stopping, now: Instant) -> bool {
+        let apps = self.apps.as_ref().is_none_or(Apps::are_gone) || now >= stopping.kill + STOP_LIMIT;
+        apps && self.child.is_none()
     }
 
     /// Asks serve again, then kills it, then goes on without it.
@@ -442,6 +468,9 @@ impl Supervisor<'_> {
             self.child = None;
         } else if now >= stopping.kill {
             self.signal(Signal::SIGKILL);
+            if let Some(apps) = &self.apps {
+                apps.kill();
+            }
         }
     }
 

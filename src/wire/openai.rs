@@ -30,6 +30,8 @@ pub enum Call {
     Model(String),
     /// `GET /health`.
     Health,
+    /// `GET /metrics`.
+    Metrics,
     /// Switch the machine off.
     PowerOff,
     /// Start the machine again.
@@ -56,20 +58,21 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
         ("POST", "/v1/completions") => generate(Style::Completion, Kind::Completion, body),
         ("GET" | "HEAD", "/v1/models") => Ok(Call::Models),
         ("GET" | "HEAD", "/health") => Ok(Call::Health),
+        ("GET" | "HEAD", "/metrics") => Ok(Call::Metrics),
         ("POST", "/poweroff") => Ok(Call::PowerOff),
         ("POST", "/reboot") => Ok(Call::Reboot),
         (method, path) => match (path, path.strip_prefix("/v1/models/")) {
             ("/v1/chat/completions" | "/v1/completions" | "/poweroff" | "/reboot", _) => {
                 Err(wrong_method(path, "POST"))
             }
-            ("/v1/models" | "/health", _) => Err(wrong_method(path, "GET, HEAD")),
+            ("/v1/models" | "/health" | "/metrics", _) => Err(wrong_method(path, "GET, HEAD")),
             (_, Some(name)) if !name.is_empty() => match method {
                 "GET" | "HEAD" => Ok(Call::Model(name.to_owned())),
                 _ => Err(wrong_method("/v1/models/NAME", "GET, HEAD")),
             },
             _ => Err(Reject::request(
                 404,
-                "no such path; there are /v1/chat/completions, /v1/completions, /v1/models and /health",
+                "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics",
             )
             .with_code("unknown_url")),
         },
@@ -112,6 +115,7 @@ pub fn health_json(status: &Status) -> Value {
         "waiting": status.waiting,
         "uptime_s": status.uptime_s,
         "failures": status.failures,
+        "apps": status.apps,
         "kv_blocks": {"free": status.kv_free, "used": status.kv_used, "cached": status.kv_cached},
     })
 }

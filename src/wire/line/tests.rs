@@ -41,6 +41,7 @@ impl Session {
             LineEvent::Cancel => panic!("nothing runs"),
             LineEvent::PowerOff => self.line.say("off", &mut self.out),
             LineEvent::Reboot => self.line.say("again", &mut self.out),
+            LineEvent::Log => self.line.say("app: one\napp: two", &mut self.out),
             LineEvent::Status => self.line.status(
                 &Status {
                     model: "m".to_owned(),
@@ -50,6 +51,7 @@ impl Session {
                     uptime_s: 2,
                     draining: false,
                     failures: vec!["3 +1.500s serve ended: SIGKILL".into()],
+                    apps: vec!["clock: running; user 1000, started 1 time".into()],
                     kv_free: 0,
                     kv_used: 0,
                     kv_cached: 0,
@@ -160,6 +162,8 @@ fn history() {
 fn commands_set_what_requests_carry() {
     let mut s = Session::new();
     assert!(s.say("/help\r").contains("/status"));
+    assert!(s.say("/log\r").ends_with("\r\napp: one\r\napp: two\r\n> "));
+    assert!(s.say("/status\r").contains("\r\napp       clock: running; user 1000, started 1 time\r\n"));
     assert!(s.say("/status\r").contains("1 active"));
     assert!(s.say("/poweroff\r").ends_with("\r\noff\r\n> "));
     assert!(s.say("/reboot\r").ends_with("\r\nagain\r\n> "));
