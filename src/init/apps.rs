@@ -195,7 +195,9 @@ impl Apps {
     /// Takes output of one app, as much as it may have in the time since the last round.
     fn read(&mut self, at: usize, budget: usize, console: &mut Console) {
         let app = &mut self.apps[at];
-        let mut budget = budget.saturating_sub(std::mem::replace(&mut app.debt, app.debt.saturating_sub(budget)));
+        let debt = app.debt;
+        app.debt = debt.saturating_sub(budget);
+        let mut budget = budget.saturating_sub(debt);
         let mut bytes = [0; READ_BYTES];
         while let Some(output) = self.apps[at].output.as_mut().filter(|_| budget > 0) {
             let Ok(count) = output.read(&mut bytes) else { return };
