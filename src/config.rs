@@ -1,5 +1,7 @@
 //! `hearth.toml`: what somebody may set on the card. `RawConfig` is the file as it is written, [`Config`] what was checked; every
-//! limit is named here. Read by `init`, which turns it into arguments of `serve`, and by `hearth config --check`.
+//! limit is named here. Sockets have a file of their own. Read by `init`, which turns it into arguments of `serve`, and by `hearth config --check`.
+
+mod socket;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -7,7 +9,9 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use self::socket::RawSocket;
 use crate::model::hyper::MAX_CONTEXT;
+use crate::serve::access::SocketSetup;
 use crate::serve::daemon::{MAX_STEP_MS, MIN_STEP_MS};
 use crate::tools::session::{MAX_PREFIX_POSITIONS, MAX_SEQUENCES};
 
@@ -31,6 +35,10 @@ struct RawConfig {
     max_tokens: Option<usize>,
     temperature: Option<f32>,
     serial: Option<String>,
+    #[serde(default)]
+    socket: Vec<RawSocket>,
+    #[serde(default)]
+    apps: AppsConfig,
 }
 
 /// Settings that were checked.
@@ -52,6 +60,39 @@ pub struct Config {
     pub temperature: Option<f32>,
     /// The line to answer on.
     pub serial: Serial,
+    /// Where to listen, and who may ask there.
+    pub sockets: Vec<SocketSetup>,
+    /// What becomes of the programs in `apps/`.
+    pub apps: AppsConfig,
+}
+
+/// The table `[apps]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AppsConfig {
+    /// They are started.
+    pub enabled: bool,
+    /// When one that ended is started again.
+    pub restart: Restart,
+}
+
+impl Default for AppsConfig {
+    fn default() -> Self {
+        Self { enabled: true, restart: Restart::default() }
+    }
+}
+
+/// When an app that ended is started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never.
+    No,
+    /// Where it ended with anything but exit code 0.
+    #[default]
+    OnFailure,
+    /// Whatever it ended with.
+    Always,
 }
 
 /// Where people and programs type.
@@ -74,7 +115,7 @@ struct Knob {
 }
 
 /// Every setting there is, in the order of [`RawConfig`].
-const KNOBS: [Knob; 8] = [
+const KNOBS: [Knob; 10] = [
     Knob { key: "model", unit: "path on the partition", default: "the first in models/, else the card's own" },
     Knob { key: "ctx", unit: "tokens a conversation", default: "2048, or what the model was trained for" },
     Knob { key: "sequences", unit: "conversations at once", default: "4" },
@@ -87,6 +128,8 @@ const KNOBS: [Knob; 8] = [
     Knob { key: "max_tokens", unit: "tokens an answer", default: "up to the context's end" },
     Knob { key: "temperature", unit: "0 to 2", default: "0, always the same answer" },
     Knob { key: "serial", unit: "\"console\", a line or \"off\"", default: "\"console\"" },
+    Knob { key: "socket", unit: "tables: path, mode, allow", default: "one for owner and group" },
+    Knob { key: "apps", unit: "table: enabled, restart", default: "enabled, restart = \"on-failure\"" },
 ];
 
 /// So many changed letters still make a key look like another.
@@ -190,6 +233,8 @@ impl Config {
             max_tokens: number("max_tokens", raw.max_tokens, 1, MAX_CONTEXT)?,
             temperature: raw.temperature.map(temperature).transpose()?,
             serial: raw.serial.map_or(Ok(Serial::Console), serial)?,
+            sockets: socket::sockets(raw.socket)?,
+            apps: raw.apps,
         })
     }
 }
@@ -299,6 +344,8 @@ fn explained(text: &str) -> String {
     let line = |knob: &Knob| {
         let Knob { key, unit, default } = knob;
         let value = set.get(*key).and_then(|value| text.get(value.span())).unwrap_or("not set");
+        // Tables are too long for a line.
+        let value = if value.contains(['[', '\n']) { "set" } else { value };
         format!("{key:<17}{value:<24} {unit}; default: {default}\n")
     };
     KNOBS.iter().map(line).collect()
@@ -322,6 +369,9 @@ mod tests {
         assert_eq!((all.ctx, all.sequences, all.max_tokens), (Some(2048), Some(4), Some(512)));
         assert_eq!((all.step_ms, all.prefix_positions), (Some(100), Some(0)));
         assert_eq!((all.temperature, all.serial), (Some(0.0), Serial::Console));
+        assert_eq!(all.apps, AppsConfig { enabled: true, restart: Restart::OnFailure });
+        assert_eq!(all.sockets.len(), 1);
+        assert_eq!(all.sockets[0].allow.as_ref().map(Vec::len), Some(2));
     }
 
     #[test]
@@ -340,6 +390,12 @@ mod tests {
             ("model = \"\"", "model is \"\", must be a path"),
             ("serial = \"/dev/mem\"", "serial is \"/dev/mem\", must be \"console\""),
             ("serial = \"/dev/tty/../mem\"", "must be \"console\""),
+            ("[apps]\nrestart = true", "line 2: "),
+            (
+                "[apps]\nrestart = \"ever\"",
+                "line 2: unknown variant `ever`, expected one of `no`, `on-failure`, `always`",
+            ),
+            ("[apps]\nenable = false", "line 2: unknown field `enable`"),
         ] {
             let found = Config::parse(text).unwrap_err().to_string();
             assert!(found.contains(wanted), "{text:?}: {found}");

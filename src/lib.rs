@@ -34,7 +34,7 @@
 //! | KV blocks | a sequence's `BlockTable` | given back when the sequence ends |
 //! | rings | the frame of `serve::daemon::run` | producer and consumer halves |
 //! | connections, serial line, listener | the I/O thread | nobody |
-//! | `hearth serve` as a child, watchdog, mounts | PID 1, where there is one | nobody |
+//! | `hearth serve` and apps as children, watchdog, mounts | PID 1, where there is one | nobody |
 //!
 //! # Modules, in reading order
 //! [`text`] · [`wire`] · [`engine`] · [`model`] · [`sys`] · [`plan`] · [`serve`] · [`tools`] · [`client`] · [`config`] · [`init`]. Imports run downwards: `text` and `wire`

@@ -38,6 +38,8 @@ enum Role {
     Bench(tools::bench::BenchArgs),
     Selftest(tools::selftest::SelftestArgs),
     Config(config::ConfigArgs),
+    #[command(hide = true)]
+    Launch(init::launch::LaunchArgs),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Role::Bench(args) => report(tools::bench::run(&args, started), tools::ToolError::exit_code),
         Role::Selftest(args) => report(tools::selftest::run(&args), tools::ToolError::exit_code),
         Role::Config(args) => report(config::run(&args), |_| 1),
+        Role::Launch(args) => report(init::launch::run(&args), |_| init::launch::CANNOT_START),
     };
     ExitCode::from(result)
 }

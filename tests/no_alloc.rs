@@ -160,10 +160,12 @@ fn live(engine: Engine<'_>) -> u64 {
             std::thread::yield_now();
         }
         // Idle now; the end of `run` frees everything, and is not counted.
+        let counted = link.counted();
         let calls = CALLS.load(Ordering::SeqCst);
         COUNTING.store(false, Ordering::SeqCst);
         link.shutdown();
         assert!(tokens > 100 && submitted > WAITING_JOBS && refused == 1, "{tokens} tokens, {submitted} jobs");
+        assert!(counted.steps > 30 && counted.decode_rows > 100 && counted.prefill_rows > 500, "{counted:?}");
         assert!(hits > 0, "no prompt found what another had computed");
         let expected = [FinishReason::Length, FinishReason::Cancelled, FinishReason::Length, FinishReason::Length];
         assert_eq!([0, 1, 2, 3].map(|id| reasons[&id]), expected);

@@ -84,7 +84,7 @@ fn attempt(what: &str) -> bool {
             _ => unreachable!("{what}"),
         };
     }
-    sandbox.confine_io_thread(&Files { tty: None, socket: None, read }).unwrap();
+    sandbox.confine_io_thread(&Files { tty: None, sockets: Vec::new(), read }).unwrap();
     match what {
         "connect" => TcpListener::bind("127.0.0.1:0").is_ok(),
         "connect to a socket" => UnixStream::connect(&file).is_ok(),

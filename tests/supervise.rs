@@ -133,6 +133,7 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
             user: None,
             reports: reports.clone(),
         },
+        apps: None,
     };
     let supervisor = std::thread::spawn({
         let dog = dog.clone();

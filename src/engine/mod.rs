@@ -3,9 +3,10 @@
 //! Every buffer is taken by [`Engine::new`]; afterwards a step allocates and frees nothing. A sequence's tokens depend on its own
 //! job alone, never on what else is in the step, nor on what the prefix cache holds. In reading order: [`queue`] (how jobs come and
 //! tokens go) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
-//! · [`sampler`] (which token comes next). Next on the data's way: `model::forward`, then `serve`.
+//! · [`sampler`] (which token comes next) · [`gauges`] (what steps came to). Next on the data's way: `model::forward`, then `serve`.
 
 pub mod capacity;
+pub mod gauges;
 pub mod pace;
 pub mod prefix;
 pub mod queue;
@@ -25,6 +26,7 @@ use crate::model::scratch::Scratch;
 use crate::sys::workers::Workers;
 use crate::text::TokenId;
 use capacity::Capacity;
+use gauges::StepReport;
 use pace::Pace;
 use prefix::{BlockCounts, PrefixCache};
 use queue::{EngineEnd, Event, FinishReason, Job};
@@ -299,8 +301,8 @@ impl<'m> Engine<'m> {
         self.free_sequences() == self.buffers.sequences.len()
     }
 
-    /// Runs one step: at most [`EVENTS_A_SEQUENCE`] events a sequence go to `emit`.
-    pub fn step(&mut self, emit: &mut dyn FnMut(Event)) {
+    /// Runs one step: at most [`EVENTS_A_SEQUENCE`] events a sequence go to `emit`. `None`: there was nothing to compute.
+    pub fn step(&mut self, emit: &mut dyn FnMut(Event)) -> Option<StepReport> {
         self.end_cancelled(emit);
         self.buffers.prefix.check(&self.cache, &self.buffers.tables);
         if self.shares_prefixes {
@@ -308,7 +310,7 @@ impl<'m> Engine<'m> {
         }
         self.plan();
         if self.buffers.rows.is_empty() {
-            return;
+            return None;
         }
         let began = Instant::now();
         let EngineBuffers { tables, rows, .. } = &self.buffers;
@@ -333,7 +335,10 @@ impl<'m> Engine<'m> {
                 output += 1;
             }
         }
-        self.pace.record(decodes, prefills, began.elapsed());
+        let took = began.elapsed();
+        self.pace.record(decodes, prefills, took);
+        let sequences = self.buffers.shares.len();
+        Some(StepReport { decode_rows: decodes, prefill_rows: prefills, sequences, took })
     }
 
     /// The engine thread's life: takes jobs and steps until told to stop and idle.
@@ -356,10 +361,13 @@ impl<'m> Engine<'m> {
                 std::thread::park_timeout(EVENT_RING_FULL_WAIT);
                 continue;
             }
-            self.step(&mut |event| {
+            let step = self.step(&mut |event| {
                 // Room for a whole step's events was checked above.
                 let _ = end.emit(event);
             });
+            if let Some(step) = step {
+                end.count(&step);
+            }
             end.ring();
         }
     }

@@ -14,6 +14,7 @@ use heapless::Deque;
 use heapless::spsc::{Consumer, Producer, Queue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::gauges::{Counted, Gauges, StepReport};
 use super::prefix::BlockCounts;
 use super::sampler::SamplingParams;
 use super::scheduler::{Peer, next_to_begin};
@@ -121,6 +122,7 @@ struct Bell {
     waiting: AtomicUsize,
     /// Free, used and cached KV blocks, of one step or of two that follow one another.
     kv_blocks: [AtomicUsize; 3],
+    gauges: Gauges,
     io_gone: AtomicBool,
     engine_gone: AtomicBool,
 }
@@ -141,6 +143,7 @@ impl Rings {
             shutdown: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             kv_blocks: Default::default(),
+            gauges: Gauges::default(),
             io_gone: AtomicBool::new(false),
             engine_gone: AtomicBool::new(false),
         });
@@ -201,6 +204,11 @@ impl EngineLink<'_> {
     pub fn kv_blocks(&self) -> BlockCounts {
         let [free, used, cached] = std::array::from_fn(|at| self.bell.kv_blocks[at].load(Ordering::Relaxed));
         BlockCounts { free, used, cached }
+    }
+
+    /// What the engine's steps came to.
+    pub fn counted(&self) -> Counted {
+        self.bell.gauges.read()
     }
 
     /// The next event, if there is one. Call [`EngineLink::clear`] before the first of a round, so that no wake-up is lost.
@@ -329,6 +337,11 @@ impl EngineEnd<'_> {
         for (to, count) in self.bell.kv_blocks.iter().zip([counts.free, counts.used, counts.cached]) {
             to.store(count, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a step, for whoever asks.
+    pub fn count(&self, step: &StepReport) {
+        self.bell.gauges.record(step);
     }
 
     /// Wakes the I/O thread.

@@ -9,14 +9,16 @@
 //! | `open_card` | FAT, model, state | what is on it is missing |
 //! | `collect_crashes` | what the kernel kept of its own crash ([`pstore`]) goes to the failures on record | the same |
 //! | [`rescue::run`] | where the kernel's command line says `hearth.rescue`: a menu and no model | |
-//! | [`supervise::run`] | serve, until somebody switches off | restart of serve, then of the machine |
+//! | [`supervise::run`] | serve, and [`apps`] once it answers, until somebody switches off | restart of serve, then of the machine |
 //! | `end` | unmount, power off or restart | the watchdog bites |
 
+pub mod apps;
 pub mod card;
 pub mod console;
 pub mod fault;
 pub mod job;
 pub mod judge;
+pub mod launch;
 pub mod modules;
 pub mod pstore;
 pub mod rescue;
@@ -28,6 +30,7 @@ pub mod watchdog;
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +39,7 @@ use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, sync};
 
+use self::apps::{ASK_ID, AppSetup};
 use self::card::{CARD_TIMEOUT, Card, PartitionError};
 use self::console::Console;
 use self::fault::Plan;
@@ -56,6 +60,10 @@ pub const SOCKET: &str = "/run/hearth/hearth.sock";
 pub const CONFIG: &str = "hearth.toml";
 /// Models inside the initramfs, for boards whose card the kernel cannot read.
 pub const OWN_MODELS: &str = "/lib/hearth/models";
+/// Where PID 1 writes down what apps do, for serve to tell.
+pub const REPORT: &str = "/run/apps";
+/// The empty folder over which every app's own view of the files is made.
+pub const VIEW: &str = "/run/view";
 /// User and group of `hearth serve`: nobody else's.
 pub const SERVE_ID: u32 = 100;
 /// Where PID 1 itself fails, the machine starts again after this time; somebody may read why until then.
@@ -251,20 +259,30 @@ fn serve(options: &Options, console: &mut Console, watchdog: Option<&mut Watchdo
         Default::default()
     });
     unknown.iter().for_each(|key| console.say(&format!("{CONFIG}: {key}")));
-    if let Err(error) = fs::create_dir_all(Path::new(SOCKET).parent().unwrap_or(Path::new("/run"))) {
-        console.say(&format!("the folder of {SOCKET}: {error}"));
+    for folder in [Path::new(SOCKET).parent().unwrap_or(Path::new("/run")), Path::new(REPORT), Path::new(VIEW)] {
+        if let Err(error) = fs::create_dir_all(folder) {
+            console.say(&format!("{}: {error}", folder.display()));
+        }
     }
     let program = std::env::current_exe().unwrap_or_else(|_| "/init".into());
     let serve = Serve {
         program,
         models: models(&config, console),
-        arguments: arguments(&config, console.path()),
+        arguments: arguments(&config, console.path()).into_iter().chain(own_sockets(&config)).collect(),
         // The line stays the one that was chosen.
         defaults: arguments(&Config { serial: config.serial.clone(), ..Config::default() }, console.path()),
         records: Records::at(RECORDS),
         user: let_serve_be_nobody(&config, console),
         fault: options.fault.clone(),
         selftest: selftest(&config, console),
+        apps: config.apps.enabled.then(|| AppSetup {
+            hearth: std::env::current_exe().unwrap_or_else(|_| "/init".into()),
+            folder: Path::new(BOOT).join("apps"),
+            socket: SOCKET.into(),
+            view: Some(VIEW.into()),
+            restart: config.apps.restart,
+            report: REPORT.into(),
+        }),
     };
     if let Some(model) = serve.models.first() {
         console.stamp(&format!("starting with {}", model.display()));
@@ -298,11 +316,17 @@ fn let_serve_be_nobody(config: &Config, console: &mut Console) -> Option<u32> {
         Serial::Device(path) => Some(path.clone()),
         Serial::Off => None,
     };
-    let folder = Path::new(SOCKET).parent().map(Path::to_owned);
-    for path in folder.into_iter().chain(tty) {
+    // What serve makes in its folder belongs to the group that may ask; what PID 1 reports, apps do not read.
+    let sockets = Path::new(SOCKET).parent().map(|folder| (folder.to_owned(), SERVE_ID, ASK_ID, Some(0o2750)));
+    let report = (PathBuf::from(REPORT), 0, SERVE_ID, Some(0o750));
+    let tty = tty.map(|tty| (tty, SERVE_ID, SERVE_ID, None));
+    for (path, user, group, mode) in sockets.into_iter().chain([report]).chain(tty) {
+        let owned = std::os::unix::fs::chown(&path, Some(user), Some(group));
+        let set = owned
+            .and_then(|()| mode.map_or(Ok(()), |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode))));
         // A line that is absent may come later; then it is not serve's, and the log says so.
-        if let Err(error) = std::os::unix::fs::chown(&path, Some(SERVE_ID), Some(SERVE_ID)) {
-            console.log(&format!("{} does not become serve's: {error}", path.display()));
+        if let Err(error) = set {
+            console.log(&format!("{} does not become user {user}'s and group {group}'s: {error}", path.display()));
         }
     }
     Some(SERVE_ID)
@@ -338,7 +362,9 @@ fn models(config: &Config, console: &mut Console) -> Vec<PathBuf> {
 /// What serve is told beside its model.
 fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
-        ["--socket", SOCKET, "--records", RECORDS, "--reports", report::FOLDER].map(OsString::from).to_vec();
+        ["--socket", SOCKET, "--records", RECORDS, "--reports", report::FOLDER, "--apps", REPORT]
+            .map(OsString::from)
+            .to_vec();
     let tty = match &config.serial {
         Serial::Console => console,
         Serial::Device(path) => Some(path.as_path()),
@@ -359,6 +385,14 @@ fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
         arguments.extend(value.into_iter().flat_map(|value| [flag.into(), value.into()]));
     }
     arguments
+}
+
+/// Where the file sets sockets, serve reads them from there itself.
+fn own_sockets(config: &Config) -> Vec<OsString> {
+    match config.sockets.is_empty() {
+        true => Vec::new(),
+        false => vec!["--config".into(), Path::new(BOOT).join(CONFIG).into()],
+    }
 }
 
 /// Ends everything, writes out what is not written, and leaves.
@@ -399,7 +433,7 @@ mod tests {
             let words = arguments(config, Some(Path::new("/dev/ttyAMA0")));
             words.into_iter().map(|word| word.into_string().unwrap_or_default()).collect::<Vec<_>>().join(" ")
         };
-        let place = "--socket /run/hearth/hearth.sock --records /state/failures --reports /run/reports";
+        let place = "--socket /run/hearth/hearth.sock --records /state/failures --reports /run/reports --apps /run/apps";
         assert_eq!(words(&Config::default()), format!("{place} --tty /dev/ttyAMA0"));
         let config = Config {
             ctx: Some(64),
@@ -409,10 +443,13 @@ mod tests {
             max_tokens: Some(3),
             temperature: Some(0.5),
             serial: Serial::Off,
-            model: None,
+            ..Config::default()
         };
         let wanted = "--ctx 64 --sequences 2 --step-ms 50 --prefix-positions 640 --max-tokens 3 --temperature 0.5";
         assert_eq!(words(&config), format!("{place} {wanted}"));
+        assert!(own_sockets(&config).is_empty());
+        let sockets = vec![crate::serve::access::SocketSetup::at("/run/hearth/apps.sock")];
+        assert_eq!(own_sockets(&Config { sockets, ..Config::default() }), ["--config", "/boot/hearth.toml"]);
         let config = Config { serial: Serial::Device("/dev/ttyS1".into()), ..Config::default() };
         assert!(words(&config).ends_with("--tty /dev/ttyS1"));
     }

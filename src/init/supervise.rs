@@ -1,6 +1,6 @@
 //! Looks after `hearth serve`: starts it as a child of its own, listens to its heartbeat and its log, kills it where it hangs, reaps
 //! it and every orphan, and feeds the hardware watchdog while there is reason to. One loop that waits in epoll and never for a
-//! child. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
+//! child. Once serve answers it starts the [`super::apps`]. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -18,6 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
+use super::apps::{AppSetup, Apps};
 use super::console::{self, Console};
 use super::fault::{self, Fault, Plan, Saboteur};
 use super::job::{Job, Selftest};
@@ -77,6 +78,8 @@ pub struct Serve {
     pub fault: Option<Plan>,
     /// The self-test that somebody may ask for, and where reports are kept.
     pub selftest: Selftest,
+    /// Apps to start once serve answers; `None`: none.
+    pub apps: Option<AppSetup>,
 }
 
 /// Why the loop ended.
@@ -110,6 +113,7 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         last_end: None,
         listening: false,
         job: None,
+        apps: None,
         stopping: None,
     };
     supervisor.poller.add(&supervisor.terminate, TERMINATE, Interest::READ)?;
@@ -142,6 +146,8 @@ struct Supervisor<'a> {
     listening: bool,
     /// A self-test that runs.
     job: Option<Job>,
+    /// Found when serve was ready for the first time.
+    apps: Option<Apps>,
     stopping: Option<Stopping>,
 }
 
@@ -178,8 +184,11 @@ impl Supervisor<'_> {
             }
             self.listen(&ready, now);
             self.reap(now);
+            if let Some(apps) = &mut self.apps {
+                apps.work(now, self.console);
+            }
             match self.stopping {
-                Some(stopping) if self.child.is_none() => return Ok(stopping.ending),
+                Some(stopping) if self.is_over(stopping, now) => return Ok(stopping.ending),
                 Some(stopping) => self.press(stopping, now),
                 None => {
                     self.act(now);
@@ -278,6 +287,9 @@ impl Supervisor<'_> {
                 let state = if self.child.is_some() { "serve is loading" } else { "serve is not running" };
                 let before = self.last_end.as_deref().unwrap_or("nothing ended yet");
                 self.console.say(&format!("{state}; {model}; {before}"));
+                for app in self.apps.iter().flat_map(Apps::states).collect::<Vec<_>>() {
+                    self.console.show(&format!("app {app}"));
+                }
                 show_records(self.console, &self.serve.records);
             }
             Some(console::Command::Selftest) => self.start_job(true, now),
@@ -301,6 +313,9 @@ impl Supervisor<'_> {
         self.console.ready();
         // Before serve hears that it may speak, and can be asked for it.
         self.keep_boot_report();
+        if self.apps.is_none() {
+            self.apps = Some(Apps::find(self.serve.apps.clone(), now, self.console));
+        }
         if let Some(child) = &self.child {
             // Serve goes on in any case after a moment.
             let _ = child.line.send(Message::ReadySeen);
@@ -430,6 +445,8 @@ impl Supervisor<'_> {
                 let how = how_it_ended(status);
                 job.ended(&how, &self.serve.selftest.reports, self.console, now);
                 self.tell_that_it_is_over();
+            } else if let Some(apps) = &mut self.apps {
+                apps.is_gone(status, now, self.console);
             }
         }
     }
@@ -510,6 +527,15 @@ impl Supervisor<'_> {
         let again = now + DRAIN_LIMIT;
         self.stopping = Some(Stopping { ending, again: Some(again), kill: again + STOP_LIMIT });
         self.signal(Signal::SIGTERM);
+        if let Some(apps) = &mut self.apps {
+            apps.stop();
+        }
+    }
+
+    /// Whether all have ended, or those who have not had their time.
+    fn is_over(&self, stopping: Stopping, now: Instant) -> bool {
+        let apps = self.apps.as_ref().is_none_or(Apps::are_gone) || now >= stopping.kill + STOP_LIMIT;
+        apps && self.child.is_none()
     }
 
     /// Asks serve again, then kills it, then goes on without it.
@@ -522,6 +548,9 @@ impl Supervisor<'_> {
             self.child = None;
         } else if now >= stopping.kill {
             self.signal(Signal::SIGKILL);
+            if let Some(apps) = &self.apps {
+                apps.kill();
+            }
         }
     }
 

@@ -16,15 +16,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{MsgFlags, getsockopt, recv};
-use nix::unistd::Uid;
-
+use super::access::{Denied, PeerIds, Rule};
 use crate::engine::queue::RequestId;
 use crate::sys::poll::Interest;
 use crate::wire::http::{self, Parser, Reply, Request};
 use crate::wire::openai::Emitter;
 use crate::wire::{Outcome, Reject};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{MsgFlags, getsockopt, recv};
 
 #[cfg(test)]
 mod tests;
@@ -87,15 +86,20 @@ pub(super) struct Conn {
     eof: bool,
     /// No request is read after the current one.
     last: bool,
+    /// A request was refused before it was whole, with this status.
+    refused: Option<u16>,
     /// Our direction is shut; waiting for the peer to close.
     lingering: bool,
+    /// Who is at the other end, and what they may.
+    peer: Option<PeerIds>,
+    access: Result<Rule, Denied>,
     exchange: Option<(RequestId, Emitter)>,
     /// What epoll was told.
     pub(super) watched: Interest,
 }
 
 impl Conn {
-    pub(super) fn new(stream: UnixStream, now: Instant) -> Self {
+    pub(super) fn new(stream: UnixStream, peer: Option<PeerIds>, access: Result<Rule, Denied>, now: Instant) -> Self {
         Self {
             stream,
             state: State::Reading,
@@ -106,7 +110,10 @@ impl Conn {
             midway: false,
             eof: false,
             last: false,
+            refused: None,
             lingering: false,
+            peer,
+            access,
             exchange: None,
             watched: Interest::READ,
         }
@@ -117,8 +124,19 @@ impl Conn {
     }
 
     /// The user at the other end when it connected.
-    pub(super) fn peer_uid(&self) -> Option<Uid> {
-        getsockopt(&self.stream, PeerCredentials).ok().map(|peer| Uid::from_raw(peer.uid()))
+    pub(super) fn peer_uid(&self) -> Option<u32> {
+        self.peer.map(|peer| peer.uid)
+    }
+
+    /// What the peer may.
+    pub(super) fn access(&self) -> Result<Rule, Denied> {
+        self.access
+    }
+
+    /// Takes this peer for one that may not ask.
+    #[cfg(test)]
+    pub(super) fn deny(&mut self, denied: Denied) {
+        self.access = Err(denied);
     }
 
     /// The engine's request that this connection waits for.
@@ -134,6 +152,8 @@ impl Conn {
     /// Since when nobody would miss this connection: between requests with nothing sent or received, or after its last answer.
     pub(super) fn spare_since(&self) -> Option<Instant> {
         let spare = match self.state {
+            // Whatever they are about to ask, they get nothing but a refusal.
+            State::Reading if self.access.is_err() => true,
             State::Reading => !self.midway && self.out.is_empty() && !self.has_unread(),
             State::Draining => self.lingering,
             State::Closed => true,
@@ -188,10 +208,16 @@ impl Conn {
                 None
             }
             Err(reject) => {
+                self.refused = Some(reject.status);
                 self.reject(Reply::LAST, &reject, now);
                 None
             }
         }
+    }
+
+    /// The status with which a request was refused that never became whole; told once.
+    pub(super) fn take_refused(&mut self) -> Option<u16> {
+        self.refused.take()
     }
 
     /// The engine has the request; the emitter will write its answer.
@@ -203,6 +229,12 @@ impl Conn {
     /// A whole answer at once.
     pub(super) fn answer(&mut self, reply: Reply, status: u16, body: &str, now: Instant) {
         http::write_json(&mut self.out, reply, status, body);
+        self.answered(reply, now);
+    }
+
+    /// A whole page of text at once.
+    pub(super) fn answer_text(&mut self, reply: Reply, content_type: &str, text: &str, now: Instant) {
+        http::write_text(&mut self.out, reply, content_type, text);
         self.answered(reply, now);
     }
 
@@ -336,6 +368,7 @@ impl Conn {
     pub(super) fn expire(&mut self, now: Instant) {
         if self.state == State::Reading && self.midway && self.out.is_empty() {
             let late = format!("the request was not whole after {} s", REQUEST_TIMEOUT.as_secs());
+            self.refused = Some(408);
             self.reject(Reply::LAST, &Reject::request(408, late), now);
         } else {
             self.close();
@@ -355,6 +388,12 @@ impl Conn {
             self.state = next;
         }
     }
+}
+
+/// Who connected, as the kernel tells.
+pub(super) fn peer_ids(stream: &UnixStream) -> Option<PeerIds> {
+    let peer = getsockopt(stream, PeerCredentials).ok()?;
+    Some(PeerIds { uid: peer.uid(), gid: peer.gid() })
 }
 
 impl AsFd for Conn {

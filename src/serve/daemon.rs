@@ -7,16 +7,19 @@ use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
+use super::access::SocketSetup;
 use super::check::{self, Check};
+use super::metrics::Facts;
 use super::model_text::ModelText;
 use super::pins;
 use super::private::PrivateSocket;
 use super::{Defaults, ServeError, ServeSetup, Supervisor};
+use crate::config::{Config, Serial};
 use crate::engine::Engine;
 use crate::engine::pace::DEFAULT_STEP_MS;
 use crate::engine::queue::Rings;
@@ -50,7 +53,10 @@ pub const MAX_STEP_MS: u64 = 60_000;
 pub struct ServeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// The UNIX socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock or /run/hearth/hearth.sock]
+    /// Settings as the appliance has them (hearth.toml): those that no flag names are taken from there, sockets and who may ask included
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The UNIX socket [default: $HEARTH_SOCKET, $XDG_RUNTIME_DIR/hearth.sock or /run/hearth/hearth.sock, where --config names none]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// A serial line to answer on as well, 115200 8N1
@@ -58,9 +64,9 @@ pub struct ServeArgs {
     tty: Option<PathBuf>,
     #[command(flatten)]
     capacity: CapacityArgs,
-    /// Temperature of requests that name none
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
-    temperature: f32,
+    /// Temperature of requests that name none [default: 0]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
     /// Tokens an answer may have where the request names no number [default: up to the end of the context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -76,6 +82,9 @@ pub struct ServeArgs {
     /// Where PID 1 reports how the start went and what a self-test found
     #[arg(long, hide = true, value_name = "DIR", requires = "supervised", default_value = report::FOLDER)]
     reports: PathBuf,
+    /// Where PID 1 writes down what apps do
+    #[arg(long, hide = true, value_name = "DIR", requires = "supervised")]
+    apps: Option<PathBuf>,
 }
 
 /// How much at once, and what the chat looks like.
@@ -84,12 +93,12 @@ pub struct CapacityArgs {
     /// Positions a sequence [default: 2048, or what the model was trained for]
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
-    /// Sequences at once
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEQUENCES)]
-    sequences: usize,
-    /// How long a step may take while answers stream, in milliseconds: prompts are cut to fit
-    #[arg(long, value_name = "MS", default_value_t = DEFAULT_STEP_MS)]
-    step_ms: u64,
+    /// Sequences at once [default: 4]
+    #[arg(long, value_name = "N")]
+    sequences: Option<usize>,
+    /// How long a step may take while answers stream, in milliseconds: prompts are cut to fit [default: 100]
+    #[arg(long, value_name = "MS")]
+    step_ms: Option<u64>,
     /// Positions of keys and values kept for what prompts begin with, beside those of the sequences, which keep it while no
     /// conversation needs them [default: enough for every --pin]
     #[arg(long, value_name = "N")]
@@ -120,8 +129,8 @@ impl Default for CapacityArgs {
     fn default() -> Self {
         Self {
             ctx: None,
-            sequences: DEFAULT_SEQUENCES,
-            step_ms: DEFAULT_STEP_MS,
+            sequences: None,
+            step_ms: None,
             prefix_positions: None,
             pin: Vec::new(),
             chat_template: None,
@@ -211,27 +220,59 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
         let what = "giving up new privileges".to_owned();
         nix::sys::prctl::set_no_new_privs().map_err(|e| DaemonError::Io { what, source: e.into() })?;
     }
-    if !args.temperature.is_finite() || args.temperature < 0.0 {
-        return Err(DaemonError::Usage(format!(
-            "--temperature is {}, must be finite and at least 0",
-            args.temperature
-        )));
+    let config = args.config.as_deref().map_or(Ok(Config::default()), |path| read_config(path, args.supervised))?;
+    let temperature = args.temperature.or(config.temperature).unwrap_or(0.0);
+    if !temperature.is_finite() || temperature < 0.0 {
+        return Err(DaemonError::Usage(format!("--temperature is {temperature}, must be finite and at least 0")));
     }
-    let socket = args.socket.clone().unwrap_or_else(crate::client::default_socket);
     let defaults = Defaults {
-        sampling: SamplingParams { temperature: args.temperature, ..SamplingParams::default() },
-        max_tokens: args.max_tokens,
+        sampling: SamplingParams { temperature, ..SamplingParams::default() },
+        max_tokens: args.max_tokens.or(config.max_tokens),
         date: args.capacity.date.clone(),
     };
     let supervisor = args.supervised.then(heartbeat::Line::from_stdin).transpose();
     let what = "--supervised wants the supervisor's socket as standard input";
     let supervisor = supervisor.map_err(|source| DaemonError::Io { what: what.into(), source })?;
     let ready = Box::new(|socket: &Path| log::info!("ready: {}", socket.display()));
-    let (tty, records) = (args.tty.as_deref(), args.records.as_deref());
+    let line = match &config.serial {
+        Serial::Device(path) => Some(path.as_path()),
+        Serial::Console | Serial::Off => None,
+    };
+    let (tty, records) = (args.tty.as_deref().or(line), args.records.as_deref());
+    let capacity = CapacityArgs {
+        ctx: args.capacity.ctx.or(config.ctx),
+        sequences: args.capacity.sequences.or(config.sequences),
+        step_ms: args.capacity.step_ms.or(config.step_ms.map(|ms| ms as u64)),
+        prefix_positions: args.capacity.prefix_positions.or(config.prefix_positions),
+        ..args.capacity.clone()
+    };
+    let sockets = Some(sockets(config.sockets, args.socket.clone()));
     let supervisor = supervisor.map(|line| (line, Reports::at(&args.reports)));
-    let sandbox = Some(Sandbox::new(args.sandbox)?);
-    let outside = Outside { socket: Some(&socket), tty, stop: None, supervisor, records, sandbox, ready };
-    serve(&args.model, &args.capacity, defaults, outside)
+    let (apps, sandbox) = (args.apps.as_deref(), Some(Sandbox::new(args.sandbox)?));
+    let outside = Outside { sockets, tty, stop: None, supervisor, records, apps, sandbox, ready };
+    serve(&args.model, &capacity, defaults, outside)
+}
+
+/// The file's settings. A key that is none is refused, or, where PID 1 has told the console already, passed over.
+fn read_config(path: &Path, supervised: bool) -> Result<Config, DaemonError> {
+    let refused = |why: &dyn std::fmt::Display| DaemonError::Usage(format!("--config {}: {why}", path.display()));
+    if !path.exists() {
+        return Err(refused(&"there is no such file"));
+    }
+    let (config, unknown) = Config::read(path).map_err(|e| refused(&e))?;
+    match unknown.first() {
+        Some(key) if !supervised => Err(refused(key)),
+        _ => Ok(config),
+    }
+}
+
+/// Those of the file, and the one that a flag names; without any, the usual place.
+fn sockets(mut sockets: Vec<SocketSetup>, flag: Option<PathBuf>) -> Vec<SocketSetup> {
+    let flag = flag.or_else(|| sockets.is_empty().then(crate::client::default_socket));
+    if let Some(path) = flag.filter(|path| sockets.iter().all(|socket| socket.path != *path)) {
+        sockets.insert(0, SocketSetup::at(path));
+    }
+    sockets
 }
 
 /// Runs a daemon of its own for `model`, with one sequence, on a private socket, while `client` runs; then stops it.
@@ -240,7 +281,7 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
 /// The daemon cannot start, or its I/O loop failed.
 pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send) -> Result<R, DaemonError> {
     let model = &ModelArgs { model: model.into(), threads: None, threads_batch: None, kernels: None };
-    let capacity = &CapacityArgs { sequences: 1, touch: false, ..CapacityArgs::default() };
+    let capacity = &CapacityArgs { sequences: Some(1), touch: false, ..CapacityArgs::default() };
     log_to_stderr(LevelFilter::Warn);
     let io = |what: &str| {
         let what = what.to_owned();
@@ -259,8 +300,16 @@ pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send
             // The client may have gone already; then nobody waits for this.
             let _ = tell_ready.send(socket.to_owned());
         });
-        let (supervisor, records, sandbox) = (None, None, None);
-        let outside = Outside { socket: None, tty: None, stop: Some(stopped), supervisor, records, sandbox, ready };
+        let outside = Outside {
+            sockets: None,
+            tty: None,
+            stop: Some(stopped),
+            supervisor: None,
+            records: None,
+            apps: None,
+            sandbox: None,
+            ready,
+        };
         let served = serve(model, capacity, Defaults::default(), outside);
         let answer = client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         served.map(|()| answer)
@@ -271,13 +320,14 @@ pub fn with_daemon<R: Send>(model: &Path, client: impl FnOnce(&Path) -> R + Send
 /// Where a daemon meets the rest of the world.
 struct Outside<'a> {
     /// Where to listen; `None` is a place that nobody else sees.
-    socket: Option<&'a Path>,
+    sockets: Option<Vec<SocketSetup>>,
     tty: Option<&'a Path>,
     /// Ends the daemon as a signal would.
     stop: Option<UnixStream>,
     /// The line to it, and where its reports are.
     supervisor: Option<(heartbeat::Line, Reports)>,
     records: Option<&'a Path>,
+    apps: Option<&'a Path>,
     /// What the daemon's threads give up; nothing where the client is one of them.
     sandbox: Option<Sandbox>,
     /// Told where the daemon listens, once it does.
@@ -290,15 +340,17 @@ fn serve(
     defaults: Defaults,
     outside: Outside<'_>,
 ) -> Result<(), DaemonError> {
-    let Outside { socket, tty, stop, supervisor, records, sandbox, ready } = outside;
+    let Outside { sockets, tty, stop, supervisor, records, apps, sandbox, ready } = outside;
     let sandbox = sandbox.as_ref();
-    if !(MIN_STEP_MS..=MAX_STEP_MS).contains(&capacity.step_ms) {
-        let found = capacity.step_ms;
+    let (sequences, step_ms) =
+        (capacity.sequences.unwrap_or(DEFAULT_SEQUENCES), capacity.step_ms.unwrap_or(DEFAULT_STEP_MS));
+    if !(MIN_STEP_MS..=MAX_STEP_MS).contains(&step_ms) {
+        let found = step_ms;
         return Err(DaemonError::Usage(format!("--step-ms is {found}, must be from {MIN_STEP_MS} to {MAX_STEP_MS}")));
     }
     let pins = pins::read(&capacity.pin)?;
     let prefix = capacity.prefix_positions.unwrap_or_else(|| pins::most_positions(&pins));
-    let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, capacity.sequences, DEFAULT_MAX_ROWS) };
+    let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, sequences, DEFAULT_MAX_ROWS) };
     let cpus = cpu::allowed_cpus();
     with_confined_model(model, wanted, sandbox, |session| {
         let Session {
@@ -338,9 +390,11 @@ fn serve(
             plan.check(&loaded.hyper, room).map_err(SessionError::from)?;
         }
         let operations = workers.operations();
+        let mapped_bytes = if plan.packed { plan.mapped_bytes } else { 0 };
+        let facts = Facts { planned_bytes: plan.total_bytes, mapped_bytes, operations: Some(Arc::clone(&operations)) };
         let supervisor = supervisor.map(|(line, reports)| Supervisor { line, operations, reports });
         let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
-        let mut engine = engine.sharing_prefixes().with_step_budget(Duration::from_millis(capacity.step_ms));
+        let mut engine = engine.sharing_prefixes().with_step_budget(Duration::from_millis(step_ms));
         if capacity.touch {
             engine.touch();
         }
@@ -368,28 +422,29 @@ fn serve(
             let io = io.spawn_scoped(scope, move || {
                 // The engine's thread is pinned; what it spawns would be, too.
                 cpu::allow(io_cpus);
-                let private = match socket {
+                let private = match sockets {
                     Some(_) => None,
                     None => Some(PrivateSocket::create().map_err(|source| {
                         let what = format!("a folder in {}", std::env::temp_dir().display());
                         DaemonError::Io { what, source }
                     })?),
                 };
-                let socket =
-                    socket.map_or_else(|| private.as_ref().map(PrivateSocket::path), |path| Some(path.to_owned()));
-                let socket = &socket.unwrap_or_default();
+                let own = || private.iter().map(|private| SocketSetup::at(private.path())).collect();
+                let sockets = sockets.unwrap_or_else(own);
+                let first = sockets.first().map(|socket| socket.path.clone()).unwrap_or_default();
                 let ready = Box::new(|| match &private {
                     Some(private) => ready(&private.hide()),
-                    None => ready(socket),
+                    None => ready(&first),
                 });
                 // What PID 1 writes is renamed into place: the folder stays, the file does not.
                 let reports = supervisor.as_ref().map(|supervisor| supervisor.reports.folder());
-                let folders = [records, reports].into_iter().flatten().filter_map(Path::parent);
+                let folders = [records, reports, apps].into_iter().flatten().filter_map(Path::parent);
                 let read = folders.chain([Path::new("/proc"), Path::new("/sys")]).map(Path::to_owned).collect();
-                let files = sandbox::Files { tty: tty.map(Path::to_owned), socket: Some(socket.clone()), read };
+                let paths = sockets.iter().map(|socket| socket.path.clone()).collect();
+                let files = sandbox::Files { tty: tty.map(Path::to_owned), sockets: paths, read };
                 let confine = Box::new(move || sandbox.map_or(Ok(()), |sandbox| sandbox.confine_io_thread(&files)));
                 let setup = ServeSetup {
-                    socket,
+                    sockets,
                     tty,
                     text,
                     model_id,
@@ -402,6 +457,8 @@ fn serve(
                     records,
                     check,
                     confine,
+                    apps,
+                    facts,
                     ready,
                 };
                 Ok(super::run(setup, link)?)

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 
-/// The socket's permissions: owner and group may connect.
+/// The socket's permissions where nobody says otherwise: owner and group may connect.
 pub const SOCKET_MODE: u32 = 0o660;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -65,14 +65,14 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Listens at `path`.
+    /// Listens at `path`, a file with permissions `mode`.
     ///
     /// The socket is bound under a temporary name beside it and takes its own name once its mode is set, so there is no
     /// moment at which a stranger could connect. A lock on the directory keeps two daemons from both finding a stale file.
     ///
     /// # Errors
     /// See [`SocketError`].
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -89,7 +89,7 @@ impl SocketFile {
 
         remove_if_there(&temporary).map_err(failed("removing an old temporary name"))?;
         let listener = bind_at(&temporary).map_err(|e| failed("binding")(e.into()))?;
-        let named = name_it(&listener, &temporary, path);
+        let named = name_it(&listener, &temporary, path, mode);
         if named.is_err() {
             // What stays behind would be a socket that nobody serves; the first error is the one to tell.
             let _ = fs::remove_file(&temporary);
@@ -131,8 +131,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// `sun_path` with its terminating NUL.
-const MAX_PATH_BYTES: usize = 107;
+/// Bytes that a path may have: `sun_path` without its terminating NUL.
+pub const MAX_PATH_BYTES: usize = 107;
 
 fn lock(directory: &Path) -> io::Result<Flock<File>> {
     let mut file = File::open(directory)?;
@@ -182,8 +182,13 @@ fn new_socket() -> Result<OwnedFd, Errno> {
 }
 
 /// Sets the mode, listens, and gives the socket its name. A bound socket refuses connections until it listens.
-fn name_it(listener: &OwnedFd, temporary: &Path, path: &Path) -> Result<(u64, u64), (&'static str, io::Error)> {
-    fs::set_permissions(temporary, Permissions::from_mode(SOCKET_MODE)).map_err(|e| ("setting its mode", e))?;
+fn name_it(
+    listener: &OwnedFd,
+    temporary: &Path,
+    path: &Path,
+    mode: u32,
+) -> Result<(u64, u64), (&'static str, io::Error)> {
+    fs::set_permissions(temporary, Permissions::from_mode(mode)).map_err(|e| ("setting its mode", e))?;
     let backlog = Backlog::new(BACKLOG).map_err(|e| ("listening", e.into()))?;
     socket::listen(listener, backlog).map_err(|e| ("listening", e.into()))?;
     let meta = fs::symlink_metadata(temporary).map_err(|e| ("looking at it", e))?;

@@ -1,6 +1,7 @@
 //! What the I/O thread may hold, added up from the limits that keep it there: the memory plan takes this sum.
 //! Every limit named here is checked where the bytes come in. Next on the data's way: `plan`.
 
+use super::access::{METERS_BYTES, RULES_BYTES};
 use super::tty;
 use super::{MAX_CONNECTIONS, MAX_INPUT_BYTES, conn};
 use crate::engine::queue::{Rings, WAITING_JOBS};
@@ -57,7 +58,7 @@ pub const fn io_bytes(context_tokens: usize, sequences: usize) -> usize {
     // The conversation is a prompt and an answer, and once more as the request that is made of it.
     let serial = MAX_HELD_BYTES + 2 * tty::MAX_OUTPUT_BYTES + 4 * text;
     request_bytes(context_tokens)
-        .saturating_add(input + size_of::<Rings>())
+        .saturating_add(input + size_of::<Rings>() + METERS_BYTES + RULES_BYTES)
         .saturating_add(connections)
         .saturating_add(jobs)
         .saturating_add(serial)

@@ -5,12 +5,14 @@
 //! Its memory is bounded and planned, see [`memory`]: [`MAX_INPUT_BYTES`] in for all connections together, [`conn::MAX_OUTPUT_BYTES`]
 //! out for each of [`MAX_CONNECTIONS`] or one whole answer, [`memory::max_jobs`] prompts, and one request at a time on its way to a job.
 
+pub mod access;
 mod admit;
 pub mod check;
 pub mod conn;
 pub mod daemon;
 pub mod listener;
 pub mod memory;
+pub mod metrics;
 pub mod model_text;
 mod pins;
 mod private;
@@ -27,9 +29,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use self::access::SocketSetup;
 pub use self::admit::Defaults;
 use self::check::Check;
 use self::listener::SocketError;
+use self::metrics::Facts;
 use self::server::Server;
 use self::text::TextModel;
 use crate::engine::queue::EngineLink;
@@ -47,8 +51,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the I/O thread is to serve, and where.
 pub struct ServeSetup<'a> {
-    /// The UNIX socket's path.
-    pub socket: &'a Path,
+    /// The UNIX sockets, the first first: where they lie and who may ask there.
+    pub sockets: Vec<SocketSetup>,
     /// The serial line, if there is one.
     pub tty: Option<&'a Path>,
     /// The model's text side.
@@ -72,9 +76,13 @@ pub struct ServeSetup<'a> {
     pub records: Option<&'a Path>,
     /// The comparison of the model with its hashes, which pauses while answers run.
     pub check: Option<&'a Check>,
+    /// Where the supervisor writes down what apps do, for `/status` and `/log`.
+    pub apps: Option<&'a Path>,
+    /// What `/metrics` tells of the plan and the engine.
+    pub facts: Facts,
     /// Confines the I/O thread, once everything that it needs is open.
     pub confine: Box<dyn FnOnce() -> Result<(), SandboxError> + 'a>,
-    /// Called once the socket takes connections.
+    /// Called once the sockets take connections.
     pub ready: Box<dyn FnOnce() + 'a>,
 }
 

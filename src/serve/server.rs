@@ -15,12 +15,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
+use super::access::Meters;
 use super::check::Check;
-use super::conn::{Conn, State};
+use super::conn::{self, Conn, State};
 use super::listener::SocketFile;
+use super::metrics::{self, Counters};
 use super::text::AnswerText;
 use super::tty::TtyPort;
 use super::{DRAIN_TIMEOUT, Defaults, MAX_CONNECTIONS, MAX_INPUT_BYTES, ServeError, ServeSetup};
@@ -28,7 +30,7 @@ use crate::engine::queue::{EngineLink, RequestId};
 use crate::sys::heartbeat::{BEAT_EVERY, Message};
 use crate::sys::marks::{self, Stage};
 use crate::sys::poll::{Interest, Poller, Ready};
-use crate::sys::record::Records;
+use crate::sys::record::{APP_STATES, Records};
 use crate::sys::report::Kind;
 use crate::sys::settings::{Change, Settings, SettingsFile};
 use crate::sys::signals::StopSignals;
@@ -39,12 +41,15 @@ use crate::wire::{Reject, Status, Usage};
 /// Who asks for the machine's end where there is no appliance hears this.
 const NO_APPLIANCE: &str = "this is no appliance: whoever started the daemon stops it";
 
-const LISTENER: u64 = 0;
 const ENGINE: u64 = 1;
 const SIGNALS: u64 = 2;
 const STOP: u64 = 3;
 const TTY: u64 = 4;
 const SUPERVISOR: u64 = 5;
+/// The sockets' keys count up from here, up to the connections'.
+const FIRST_LISTENER: u64 = 8;
+const LAST_LISTENER: u64 = FIRST_CONNECTION - 1;
+const _: () = assert!(FIRST_LISTENER + super::access::MAX_SOCKETS as u64 == FIRST_CONNECTION);
 /// Connections' keys count up from here and are never used twice.
 const FIRST_CONNECTION: u64 = 16;
 
@@ -66,13 +71,16 @@ pub(super) struct Server<'s, 'l, 'r> {
     setup: ServeSetup<'s>,
     link: &'l mut EngineLink<'r>,
     poller: Poller,
-    socket: Option<SocketFile>,
+    /// In the order of the setup's; none once the daemon stops.
+    sockets: Vec<SocketFile>,
     accept_again: Option<Instant>,
     signals: Option<StopSignals>,
     tty: Option<TtyPort>,
     conns: HashMap<u64, Conn>,
     next_conn: u64,
     running: HashMap<RequestId, Running<'s>>,
+    meters: Meters,
+    counters: Counters,
     next_request: RequestId,
     started: Instant,
     stopping: Stopping,
@@ -103,6 +111,8 @@ struct Running<'s> {
     owner: Owner,
     /// Whose turn it takes.
     peer: u64,
+    /// Whose tokens are counted.
+    metered: Option<u32>,
     text: Box<dyn AnswerText + 's>,
     cancel: Arc<AtomicBool>,
     usage: Usage,
@@ -132,8 +142,12 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         }
         poller.add(link.event_fd(), ENGINE, Interest::READ)?;
         let tty = setup.tty.map(|path| TtyPort::open(path, setup.model_id, now)).transpose()?;
-        let socket = SocketFile::bind(setup.socket)?;
-        poller.add(&socket, LISTENER, Interest::READ)?;
+        let mut sockets = Vec::new();
+        for (key, socket) in (FIRST_LISTENER..=LAST_LISTENER).zip(&setup.sockets) {
+            let socket = SocketFile::bind(&socket.path, socket.mode)?;
+            poller.add(&socket, key, Interest::READ)?;
+            sockets.push(socket);
+        }
         let configured = setup.defaults.clone();
         let settings = setup.records.map(SettingsFile::beside).map_or(Default::default(), |file| {
             file.read().unwrap_or_else(|error| {
@@ -149,13 +163,15 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             setup,
             link,
             poller,
-            socket: Some(socket),
+            sockets,
             accept_again: None,
             signals,
             tty,
             conns: HashMap::new(),
             next_conn: FIRST_CONNECTION,
             running: HashMap::new(),
+            meters: Meters::default(),
+            counters: Counters::default(),
             next_request: 1,
             started: now,
             stopping: Stopping::No,
@@ -168,7 +184,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             told: [false; Stage::ALL.len()],
         };
         server.watch_tty();
-        log::info!("serving {} on {}", server.setup.model_id, server.setup.socket.display());
+        for socket in &server.setup.sockets {
+            log::info!("serving {} on {}", server.setup.model_id, socket.path.display());
+        }
         marks::reach(Stage::Listening);
         ready();
         server.tell_stages();
@@ -216,7 +234,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
 
     fn dispatch(&mut self, event: Ready, now: Instant) {
         match event.key {
-            LISTENER => self.accept(now),
+            key @ FIRST_LISTENER..=LAST_LISTENER => self.accept((key - FIRST_LISTENER) as usize, now),
             // Drained every round.
             ENGINE => {}
             SIGNALS => {
@@ -261,7 +279,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
     fn sweep(&mut self, now: Instant) {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept_again = None;
-            self.watch_listener(Interest::READ);
+            self.watch_listeners(Interest::READ);
         }
         let keys: Vec<u64> = self.conns.keys().copied().collect();
         for key in keys {
@@ -300,6 +318,9 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             // An answer that is out lets the next pipelined request begin.
             conn.flush(now);
             let Some(request) = conn.next_request(now) else {
+                if let Some(status) = conn.take_refused() {
+                    self.counters.refused(status);
+                }
                 return;
             };
             self.call(key, request, now);
@@ -308,9 +329,16 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
 
     fn call(&mut self, key: u64, request: Request, now: Instant) {
         let stopping = self.is_stopping();
+        if let Some(conn) = self.conns.get_mut(&key)
+            && let Err(denied) = conn.access()
+        {
+            let reject = denied.to_reject();
+            self.counters.refused(reject.status);
+            return conn.reject(Reply { keep_alive: false, ..request.reply }, &reject, now);
+        }
         let reply = Reply { keep_alive: request.reply.keep_alive && !stopping, ..request.reply };
         let answer = match openai::route(&request) {
-            Ok(Call::Generate(style, generate)) => match self.submit(Owner::Conn(key), &generate) {
+            Ok(Call::Generate(style, generate)) => match self.submit(Owner::Conn(key), &generate, now) {
                 Ok(id) => {
                     let emitter = Emitter::new(id, self.setup.model_id, style, reply, &generate);
                     if let Some(conn) = self.conns.get_mut(&key) {
@@ -323,6 +351,13 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             Ok(Call::Models) => Ok(openai::models_json(self.setup.model_id)),
             Ok(Call::Model(name)) if name == self.setup.model_id => Ok(openai::model_json(&name)),
             Ok(Call::Model(_)) => Err(openai::no_such_model(self.setup.model_id)),
+            Ok(Call::Metrics) => {
+                let text = self.counters.text(&self.setup.facts, &self.metrics_now());
+                if let Some(conn) = self.conns.get_mut(&key) {
+                    conn.answer_text(reply, metrics::CONTENT_TYPE, &text, now);
+                }
+                return;
+            }
             Ok(Call::Health) => Ok(openai::health_json(&self.status())),
             Ok(Call::BootReport) => self.report_json(Kind::Boot),
             Ok(Call::SelftestReport) => self.report_json(Kind::Selftest),
@@ -338,22 +373,23 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         match answer {
             Ok(body) => conn.answer(reply, status, &body.to_string(), now),
             Err(reject) => {
+                self.counters.refused(reject.status);
                 log::debug!("refused with {} {}", reject.status, reject.code.unwrap_or("-"));
                 conn.reject(reply, &reject, now);
             }
         }
     }
 
-    /// What a peer asks of the machine: root may, and whoever runs as this process does. Others may only ask the model.
+    /// What a peer asks of the machine: root may, whoever runs as this process does, and whom a rule gives the power.
     fn power_over_socket(&self, key: u64, message: Message) -> Result<Value, Reject> {
-        let peer = self.conns.get(&key).and_then(Conn::peer_uid);
+        let access = self.conns.get(&key).map(Conn::access);
         let Some(supervisor) = &self.setup.supervisor else {
             return Err(Reject::request(409, NO_APPLIANCE).with_code("no_appliance"));
         };
-        if !may_switch(peer, geteuid()) {
-            let why =
-                "only root and the daemon's own user may switch the board off, start it again or have it test itself";
-            return Err(Reject::request(403, why).with_code("not_allowed"));
+        if !access.is_some_and(|access| access.is_ok_and(|rule| rule.power)) {
+            let why = "only root, the daemon's own user and whom a rule gives `power` may switch the board off, start it \
+                       again or have it test itself";
+            return Err(Reject::not_allowed(why));
         }
         match supervisor.line.send(message) {
             Ok(()) if matches!(message, Message::Selftest { .. }) => Ok(json!({"status": "started"})),
@@ -363,24 +399,28 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
     }
 
     /// Takes a few that wait, no more: the rest of a flood waits in the backlog while others are served.
-    fn accept(&mut self, now: Instant) {
+    fn accept(&mut self, listener: usize, now: Instant) {
         for _ in 0..ACCEPTS_PER_ROUND {
-            let Some(socket) = &self.socket else { return };
+            let (Some(socket), Some(setup)) = (self.sockets.get(listener), self.setup.sockets.get(listener)) else {
+                return;
+            };
             let stream = match socket.accept() {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
                 Err(e) => {
                     log::warn!("accepting a connection: {e}");
                     self.accept_again = Some(now + ACCEPT_REST);
-                    return self.watch_listener(Interest::default());
+                    return self.watch_listeners(Interest::default());
                 }
             };
+            let peer = conn::peer_ids(&stream);
+            let access = setup.access(peer, geteuid().as_raw());
             if self.conns.len() >= MAX_CONNECTIONS && !self.evict() {
                 turn_away(stream);
                 continue;
             }
             let key = self.next_conn;
-            let conn = Conn::new(stream, now);
+            let conn = Conn::new(stream, peer, access, now);
             if self.poller.add(&conn, key, conn.watched).is_ok() {
                 self.next_conn += 1;
                 self.conns.insert(key, conn);
@@ -399,11 +439,11 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         true
     }
 
-    fn watch_listener(&self, interest: Interest) {
-        if let Some(socket) = &self.socket
-            && let Err(e) = self.poller.modify(socket, LISTENER, interest)
-        {
-            log::error!("watching the socket: {e}");
+    fn watch_listeners(&self, interest: Interest) {
+        for (key, socket) in (FIRST_LISTENER..).zip(&self.sockets) {
+            if let Err(e) = self.poller.modify(socket, key, interest) {
+                log::error!("watching a socket: {e}");
+            }
         }
     }
 
@@ -427,9 +467,21 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             draining: self.is_stopping(),
             failures: self.setup.records.map(|path| Records::at(path).read()).unwrap_or_default(),
             check: self.setup.check.map(Check::state),
+            apps: self.setup.apps.map(|folder| Records::at(folder.join(APP_STATES)).read()).unwrap_or_default(),
             kv_free: blocks.free,
             kv_used: blocks.used,
             kv_cached: blocks.cached,
+        }
+    }
+
+    fn metrics_now(&self) -> metrics::Now {
+        metrics::Now {
+            uptime_s: self.started.elapsed().as_secs(),
+            connections: self.conns.len(),
+            running: self.running.len(),
+            waiting: self.link.waiting(),
+            blocks: self.link.kv_blocks(),
+            counted: self.link.counted(),
         }
     }
 
@@ -460,7 +512,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                         DRAIN_TIMEOUT.as_secs()
                     );
                     // Closing removes the file: the next client sees at once that nobody serves.
-                    self.socket = None;
+                    self.sockets.clear();
                     Stopping::Draining(now + DRAIN_TIMEOUT)
                 }
                 Stopping::Draining(_) | Stopping::Now => Stopping::Now,
@@ -590,11 +642,6 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         let check = self.setup.check.filter(|_| !self.check_told).map(|_| Instant::now() + CHECK_LOOK_EVERY);
         conns.chain(tty).chain(draining).chain(self.accept_again).chain(beat).chain(check).min()
     }
-}
-
-/// Whether a peer of that user may end the machine's run; one that the kernel does not name may not.
-fn may_switch(peer: Option<Uid>, own: Uid) -> bool {
-    peer.is_some_and(|peer| peer.is_root() || peer == own)
 }
 
 /// One connection too many: says so and closes.

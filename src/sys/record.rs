@@ -9,6 +9,10 @@ use std::time::Duration;
 
 /// The records on the state partition.
 pub const RECORDS: &str = "/state/failures";
+/// In the folder where PID 1 writes down what apps do: a line an app.
+pub const APP_STATES: &str = "state";
+/// There as well: the newest lines of their output. Both are read as records are.
+pub const APP_LOG: &str = "log";
 /// So many are kept; the oldest go first.
 pub const MAX_RECORDS: usize = 32;
 /// Longest record, in bytes; the rest of a longer one is left out.

@@ -108,8 +108,8 @@ pub enum SandboxError {
 pub struct Files {
     /// A serial line, which may vanish and come back.
     pub tty: Option<PathBuf>,
-    /// The socket, removed at the end.
-    pub socket: Option<PathBuf>,
+    /// The sockets, removed at the end.
+    pub sockets: Vec<PathBuf>,
     /// What may be read.
     pub read: Vec<PathBuf>,
 }
@@ -230,10 +230,11 @@ fn landlock(files: &Files) -> Result<(), String> {
         .map_err(error)?;
     let line = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
     let tty = files.tty.as_deref().and_then(Path::parent).map(|folder| (folder, line));
-    let socket = files.socket.as_deref().and_then(folder_of).map(|folder| (folder, AccessFs::RemoveFile.into()));
+    let sockets = files.sockets.iter().filter_map(|path| folder_of(path));
+    let sockets = sockets.map(|folder| (folder, AccessFs::RemoveFile.into()));
     let read = files.read.iter().map(|path| (path.as_path(), BitFlags::from(AccessFs::ReadFile)));
     let mut ruleset = ruleset;
-    for (path, access) in tty.into_iter().chain(socket).chain(read) {
+    for (path, access) in tty.into_iter().chain(sockets).chain(read) {
         // What is not there needs no rule: it cannot be opened later, either.
         let Ok(path) = PathFd::new(path) else { continue };
         ruleset = ruleset.add_rule(PathBeneath::new(path, access)).map_err(error)?;

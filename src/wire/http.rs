@@ -400,6 +400,11 @@ pub fn write_json(out: &mut Vec<u8>, reply: Reply, status: u16, body: &str) {
     write_response(out, reply, status, "application/json", None, None, body.as_bytes());
 }
 
+/// Appends a whole response with a page of text.
+pub fn write_text(out: &mut Vec<u8>, reply: Reply, content_type: &str, text: &str) {
+    write_response(out, reply, 200, content_type, None, None, text.as_bytes());
+}
+
 /// Appends a refusal with its headers.
 pub fn write_reject(out: &mut Vec<u8>, reply: Reply, reject: &Reject) {
     let body = reject.to_json().to_string();
@@ -419,6 +424,10 @@ fn write_response(
     head.push_str(&format!("Content-Length: {}\r\n", body.len()));
     if let Some(allow) = allow {
         head.push_str(&format!("Allow: {allow}\r\n"));
+    }
+    if status == 401 {
+        // Such an answer has to say how one proves who one is: by being a process that the kernel can name.
+        head.push_str("WWW-Authenticate: Peer-Credentials\r\n");
     }
     if let Some(seconds) = retry_after_s {
         head.push_str(&format!("Retry-After: {seconds}\r\n"));
@@ -475,9 +484,12 @@ fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        409 => "Conflict",
         413 => "Content Too Large",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",

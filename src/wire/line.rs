@@ -41,6 +41,8 @@ pub enum LineEvent {
     Cancel,
     /// Call [`LineProtocol::status`].
     Status,
+    /// What apps wrote last; call [`LineProtocol::say`].
+    Log,
     /// Switch the machine off; call [`LineProtocol::say`].
     PowerOff,
     /// Start the machine again; call [`LineProtocol::say`].
@@ -287,6 +289,9 @@ impl LineProtocol {
         for failure in &status.failures {
             line_out(out, &format!("failure   {failure}"));
         }
+        for app in &status.apps {
+            line_out(out, &format!("app       {app}"));
+        }
         if status.draining {
             line_out(out, "stopping");
         }
@@ -429,6 +434,7 @@ impl LineProtocol {
             let (name, argument) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
             match name {
                 "status" => return Some(LineEvent::Status),
+                "log" => return Some(LineEvent::Log),
                 "poweroff" => return Some(LineEvent::PowerOff),
                 "reboot" => return Some(LineEvent::Reboot),
                 "boot-report" => return Some(LineEvent::BootReport),
@@ -554,7 +560,7 @@ const INTERRUPT: u8 = 0x03;
 const BELL: u8 = 0x07;
 
 const HELP: &str = "type a question and press Enter; ^C cancels an answer\n\
-    /status       what the daemon does\n\
+    /status       what the daemon does; /log shows what apps wrote last\n\
     /reset        forget the conversation\n\
     /temp 0.7     temperature, from 0 (always the same answer) to 2\n\
     /seed 1       seed of the draw\n\

@@ -214,6 +214,8 @@ pub struct Status {
     pub failures: Vec<String>,
     /// The comparison of the model with its hashes; `None`: it has none, or was checked before.
     pub check: Option<ModelCheck>,
+    /// What each app on the appliance does.
+    pub apps: Vec<String>,
     /// Blocks of keys and values that hold nothing.
     pub kv_free: usize,
     /// Blocks that conversations use, or that are pinned.
@@ -274,6 +276,22 @@ impl Reject {
             retry_after_s: Some(RETRY_AFTER_S),
             ..Self::request(429, "every place in the queue is taken; try again in a moment")
         }
+    }
+
+    /// Nobody knows who asks (401).
+    pub fn unknown_peer(message: impl Into<String>) -> Self {
+        Self { kind: "authentication_error", code: Some("unknown_peer"), ..Self::request(401, message) }
+    }
+
+    /// Who asks may not (403).
+    pub fn not_allowed(message: impl Into<String>) -> Self {
+        Self { kind: "permission_error", code: Some("not_allowed"), ..Self::request(403, message) }
+    }
+
+    /// Who asks has what they may have (429), and may try again after so many seconds.
+    pub fn over_limit(code: &'static str, message: impl Into<String>, retry_after_s: u32) -> Self {
+        let refusal = Self::request(429, message);
+        Self { kind: "rate_limit_error", code: Some(code), retry_after_s: Some(retry_after_s), ..refusal }
     }
 
     /// The daemon is stopping or has no connection left (503).

@@ -36,6 +36,8 @@ pub enum Call {
     SelftestReport,
     /// `POST /selftest`: check the machine.
     Selftest,
+    /// `GET /metrics`.
+    Metrics,
     /// Switch the machine off.
     PowerOff,
     /// Start the machine again.
@@ -65,13 +67,14 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
         ("GET" | "HEAD", "/boot-report") => Ok(Call::BootReport),
         ("GET" | "HEAD", "/selftest") => Ok(Call::SelftestReport),
         ("POST", "/selftest") => Ok(Call::Selftest),
+        ("GET" | "HEAD", "/metrics") => Ok(Call::Metrics),
         ("POST", "/poweroff") => Ok(Call::PowerOff),
         ("POST", "/reboot") => Ok(Call::Reboot),
         (method, path) => match (path, path.strip_prefix("/v1/models/")) {
             ("/v1/chat/completions" | "/v1/completions" | "/poweroff" | "/reboot", _) => {
                 Err(wrong_method(path, "POST"))
             }
-            ("/v1/models" | "/health" | "/boot-report", _) => Err(wrong_method(path, "GET, HEAD")),
+            ("/v1/models" | "/health" | "/boot-report" | "/metrics", _) => Err(wrong_method(path, "GET, HEAD")),
             ("/selftest", _) => Err(wrong_method(path, "GET, HEAD, POST")),
             (_, Some(name)) if !name.is_empty() => match method {
                 "GET" | "HEAD" => Ok(Call::Model(name.to_owned())),
@@ -79,7 +82,7 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
             },
             _ => Err(Reject::request(
                 404,
-                "no such path; there are /v1/chat/completions, /v1/completions, /v1/models and /health",
+                "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics",
             )
             .with_code("unknown_url")),
         },
@@ -125,6 +128,7 @@ pub fn health_json(status: &Status) -> Value {
         "model_check": status.check.as_ref().map(|check| json!({
             "state": check.word(), "done_bytes": check.done_bytes, "bytes": check.bytes, "damaged": check.damaged,
         })),
+        "apps": status.apps,
         "kv_blocks": {"free": status.kv_free, "used": status.kv_used, "cached": status.kv_cached},
     })
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hearth::engine::queue::{EngineEnd, Event, FinishReason, Job, Rings};
+use hearth::serve::access::SocketSetup;
 use hearth::serve::text::{AnswerText, TextModel};
 use hearth::serve::{Defaults, ServeError, ServeSetup};
 use hearth::text::TokenId;
@@ -228,6 +229,18 @@ pub fn with_daemon_at(
     signals: bool,
     test: impl FnOnce(&mut Daemon<'_>),
 ) -> Result<(), ServeError> {
+    with_daemon_on(vec![SocketSetup::at(socket)], script, tty, signals, test)
+}
+
+/// The same on several sockets; the test's is the first.
+pub fn with_daemon_on(
+    sockets: Vec<SocketSetup>,
+    script: &Script,
+    tty: Option<&Path>,
+    signals: bool,
+    test: impl FnOnce(&mut Daemon<'_>),
+) -> Result<(), ServeError> {
+    let socket = sockets[0].path.clone();
     let (stop, stop_end) = UnixStream::pair().unwrap();
     let (ready_tx, ready_rx) = std::sync::mpsc::channel();
     let mut rings = Rings::new();
@@ -241,7 +254,7 @@ pub fn with_daemon_at(
         let io = scope.spawn(move || {
             hearth::serve::run(
                 ServeSetup {
-                    socket,
+                    sockets,
                     tty,
                     text: &Bytes,
                     model_id: "bytes",
@@ -254,6 +267,8 @@ pub fn with_daemon_at(
                     records: None,
                     check: None,
                     confine: Box::new(|| Ok(())),
+                    apps: None,
+                    facts: Default::default(),
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,
@@ -261,7 +276,7 @@ pub fn with_daemon_at(
         });
         // A daemon that could not start drops the sender.
         if ready_rx.recv_timeout(PATIENCE).is_ok() {
-            let mut daemon = Daemon { socket: socket.to_owned(), script, stop: Some(stop) };
+            let mut daemon = Daemon { socket, script, stop: Some(stop) };
             test(&mut daemon);
         }
         io.join().unwrap()

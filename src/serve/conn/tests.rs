@@ -10,7 +10,7 @@ fn pair(now: Instant) -> (Conn, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
-    (Conn::new(ours, now), theirs)
+    (Conn::new(ours, None, Ok(Rule::default()), now), theirs)
 }
 
 fn received(peer: &mut UnixStream) -> String {

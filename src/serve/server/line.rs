@@ -10,6 +10,7 @@ use crate::sys::heartbeat::Message;
 use crate::sys::poll::{Interest, Ready};
 use crate::sys::report::Kind;
 use crate::sys::settings::{Change, Settings};
+use crate::sys::record::{APP_LOG, Records};
 use crate::wire::Finish;
 use crate::wire::line::LineEvent;
 
@@ -74,7 +75,10 @@ impl Server<'_, '_, '_> {
     pub(super) fn line_event(&mut self, event: LineEvent, now: Instant) {
         match event {
             LineEvent::Ask(request) => {
-                let submitted = self.submit(Owner::Tty, &request);
+                let submitted = self.submit(Owner::Tty, &request, now);
+                if let Err(reject) = &submitted {
+                    self.counters.refused(reject.status);
+                }
                 let Some(tty) = &mut self.tty else { return };
                 match submitted {
                     Ok(id) => tty.queued(id),
@@ -90,6 +94,13 @@ impl Server<'_, '_, '_> {
                 let status = self.status();
                 if let Some(tty) = &mut self.tty {
                     tty.status(&status);
+                }
+            }
+            LineEvent::Log => {
+                let lines = self.setup.apps.map(|folder| Records::at(folder.join(APP_LOG)).read()).unwrap_or_default();
+                let told = if lines.is_empty() { "no app wrote anything".to_owned() } else { lines.join("\n") };
+                if let Some(tty) = &mut self.tty {
+                    tty.say(&told);
                 }
             }
             LineEvent::PowerOff => self.ask_for_power(Message::PowerOff, "switching off"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::engine::queue::{EngineEnd, Rings};
 use crate::serve::Defaults;
+use crate::serve::access::{Denied, PeerIds, SocketSetup};
 use crate::serve::text::TextModel;
 use crate::text::TokenId;
 use crate::wire::Message;
@@ -39,7 +40,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
     let (end, unbound) = rings.split().unwrap();
     let mut link = unbound.bind(std::thread::current());
     let setup = ServeSetup {
-        socket: &path,
+        sockets: vec![SocketSetup::at(&path)],
         tty: None,
         text: &NoText,
         model_id: "m",
@@ -52,6 +53,8 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         records: None,
         check: None,
         confine: Box::new(|| Ok(())),
+        apps: None,
+        facts: Default::default(),
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);
@@ -63,11 +66,11 @@ fn a_flood_of_connections_is_taken_a_few_in_a_round() {
         let _flood: Vec<UnixStream> = (0..60).map(|_| UnixStream::connect(path).unwrap()).collect();
         let now = Instant::now();
         for round in 1..5 {
-            server.accept(now);
+            server.accept(0, now);
             assert_eq!(server.conns.len(), round * ACCEPTS_PER_ROUND);
         }
         while server.conns.len() < 60 {
-            server.accept(now);
+            server.accept(0, now);
         }
     });
 }
@@ -79,14 +82,14 @@ fn the_connection_idle_longest_makes_room() {
         let mut peers: Vec<UnixStream> = Vec::new();
         for second in 0..MAX_CONNECTIONS as u64 {
             peers.push(UnixStream::connect(path).unwrap());
-            server.accept(begin + Duration::from_secs(second));
+            server.accept(0, begin + Duration::from_secs(second));
         }
         // The first one has begun a request, the second one's waits in the kernel: neither is idle.
         peers[0].write_all(b"G").unwrap();
         server.conns.get_mut(&FIRST_CONNECTION).unwrap().read(begin);
         peers[1].write_all(b"G").unwrap();
         let _extra = UnixStream::connect(path).unwrap();
-        server.accept(begin + Duration::from_secs(1000));
+        server.accept(0, begin + Duration::from_secs(1000));
         assert_eq!(server.conns.len(), MAX_CONNECTIONS);
         assert_eq!(peers[2].read(&mut [0]).unwrap(), 0, "the third one is closed");
         let gone: Vec<u64> = (0..3).filter(|at| !server.conns.contains_key(&(FIRST_CONNECTION + at))).collect();
@@ -95,18 +98,37 @@ fn the_connection_idle_longest_makes_room() {
 }
 
 #[test]
-fn only_root_and_the_daemons_own_user_may_switch_the_board_off() {
-    let (root, own, other) = (Uid::from_raw(0), Uid::from_raw(100), Uid::from_raw(1000));
-    assert!(may_switch(Some(root), own) && may_switch(Some(own), own));
-    assert!(!may_switch(Some(other), own) && !may_switch(None, own));
-    assert!(!may_switch(Some(own), root), "a user that serve gave up to be");
+fn who_may_not_ask_hears_why_whatever_they_ask_and_their_connection_is_the_first_to_go() {
+    with_server(|server, _end, path| {
+        let now = Instant::now();
+        let stranger = PeerIds { uid: 1000, gid: 1000 };
+        for (denied, status) in [(Denied::NoRule(stranger), "403 Forbidden"), (Denied::Unknown, "401 Unauthorized")] {
+            for call in ["GET /health", "POST /v1/chat/completions", "POST /poweroff", "GET /metrics"] {
+                let mut peer = UnixStream::connect(path).unwrap();
+                let key = server.next_conn;
+                server.accept(0, now);
+                server.conns.get_mut(&key).unwrap().deny(denied);
+                assert!(server.conns[&key].spare_since().is_some());
+                write!(peer, "{call} HTTP/1.1\r\nContent-Length: 2\r\n\r\n{{}}").unwrap();
+                server.conns.get_mut(&key).unwrap().read(now);
+                server.sweep(now);
+                let mut reply = [0; 1024];
+                let count = peer.read(&mut reply).unwrap();
+                let reply = String::from_utf8_lossy(&reply[..count]).into_owned();
+                assert!(reply.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{call}: {reply}");
+                assert!(reply.contains("Connection: close") && reply.contains(r#""error":{"message":""#), "{reply}");
+                assert_eq!(reply.contains("WWW-Authenticate: "), denied == Denied::Unknown);
+                assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+            }
+        }
+    });
 }
 
 #[test]
 fn a_daemon_that_nobody_supervises_switches_nothing_off() {
     with_server(|server, _end, path| {
         let mut peer = UnixStream::connect(path).unwrap();
-        server.accept(Instant::now());
+        server.accept(0, Instant::now());
         for (method, call, status) in [("POST", "poweroff", 409), ("POST", "reboot", 409), ("GET", "reboot", 405)] {
             write!(peer, "{method} /{call} HTTP/1.1\r\nContent-Length: 0\r\n\r\n").unwrap();
             server.conns.get_mut(&FIRST_CONNECTION).unwrap().read(Instant::now());

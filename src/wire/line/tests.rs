@@ -46,6 +46,7 @@ impl Session {
             LineEvent::BootReport => self.line.say("+0.4 PID 1\n+0.9 ready", &mut self.out),
             // Its report comes from elsewhere.
             LineEvent::Selftest => {}
+            LineEvent::Log => self.line.say("app: one\napp: two", &mut self.out),
             LineEvent::Status => self.line.status(
                 &Status {
                     model: "m".to_owned(),
@@ -56,6 +57,7 @@ impl Session {
                     draining: false,
                     check: Some(crate::wire::ModelCheck { damaged: vec!["tensor t".into()], ..Default::default() }),
                     failures: vec!["3 +1.500s serve ended: SIGKILL".into()],
+                    apps: vec!["clock: running; user 1000, started 1 time".into()],
                     kv_free: 0,
                     kv_used: 0,
                     kv_cached: 0,
@@ -170,6 +172,8 @@ fn commands_set_what_requests_carry() {
     assert!(
         status.contains("1 active") && status.contains("check     damaged") && status.contains("damaged   tensor t")
     );
+    assert!(s.say("/log\r").ends_with("\r\napp: one\r\napp: two\r\n> "));
+    assert!(status.contains("\r\napp       clock: running; user 1000, started 1 time\r\n"));
     assert!(s.say("/poweroff\r").ends_with("\r\noff\r\n> "));
     assert!(s.say("/reboot\r").ends_with("\r\nagain\r\n> "));
     assert!(s.say("/temp 0.7\r").contains("temperature: 0.7\r\n> "));
