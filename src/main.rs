@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
-    Serve(serve::daemon::ServeArgs),
+    Serve(Box<serve::daemon::ServeArgs>),
     Ask(client::AskArgs),
     Chat(client::ChatArgs),
     Health(client::health::HealthArgs),

@@ -31,8 +31,12 @@ pub const MAX_ADDRESS_BYTES: u64 = 1 << 30;
 pub const MAX_PROCESSES: u64 = 16;
 /// Open files of an app.
 pub const MAX_FILES: u64 = 64;
-/// Size of an app's `/tmp`, in bytes, and of any file that it writes.
+/// Size of an app's `/tmp`, in bytes.
 pub const MAX_TMP_BYTES: u64 = 1 << 20;
+/// Largest file that an app makes, in bytes: more than `/tmp` holds, so that a full one is an error and no signal; memory that it shares
+/// with itself is a file, too.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
+const _: () = assert!(MAX_FILE_BYTES > MAX_TMP_BYTES);
 /// Where memory runs out the kernel ends apps first: this is the most that it knows.
 const OOM_SCORE: &str = "1000";
 /// An app finds no other devices.
@@ -191,7 +195,7 @@ fn limit(has_own_user: bool) -> Result<(), Errno> {
         (Resource::RLIMIT_DATA, MAX_DATA_BYTES),
         (Resource::RLIMIT_AS, MAX_ADDRESS_BYTES),
         (Resource::RLIMIT_NOFILE, MAX_FILES),
-        (Resource::RLIMIT_FSIZE, MAX_TMP_BYTES),
+        (Resource::RLIMIT_FSIZE, MAX_FILE_BYTES),
     ];
     for (resource, most) in limits {
         setrlimit(resource, most, most)?;
