@@ -433,7 +433,8 @@ mod tests {
             let words = arguments(config, Some(Path::new("/dev/ttyAMA0")));
             words.into_iter().map(|word| word.into_string().unwrap_or_default()).collect::<Vec<_>>().join(" ")
         };
-        let place = "--socket /run/hearth/hearth.sock --records /state/failures --reports /run/reports --apps /run/apps";
+        let place =
+            "--socket /run/hearth/hearth.sock --records /state/failures --reports /run/reports --apps /run/apps";
         assert_eq!(words(&Config::default()), format!("{place} --tty /dev/ttyAMA0"));
         let config = Config {
             ctx: Some(64),

@@ -8,9 +8,9 @@ use crate::serve::Defaults;
 use crate::serve::tty::TtyPort;
 use crate::sys::heartbeat::Message;
 use crate::sys::poll::{Interest, Ready};
+use crate::sys::record::{APP_LOG, Records};
 use crate::sys::report::Kind;
 use crate::sys::settings::{Change, Settings};
-use crate::sys::record::{APP_LOG, Records};
 use crate::wire::Finish;
 use crate::wire::line::LineEvent;
 
