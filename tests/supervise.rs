@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use hearth::client::report::{BootReportArgs, boot_report};
 use hearth::init::console::Console;
 use hearth::init::job::Selftest;
 use hearth::init::supervise::{Ending, Serve, run};
@@ -182,6 +183,12 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
     };
     assert!(get("/selftest").contains("answer      PASS"));
     assert!(get("/boot-report").contains("serve: first answer"));
+    let socket_of_it = BootReportArgs { socket: Some(socket.clone()) };
+    boot_report(&socket_of_it).unwrap();
+    // Without PID 1 there is none.
+    std::fs::remove_file(reports.folder().join("boot-report")).unwrap();
+    let error = boot_report(&socket_of_it).unwrap_err().to_string();
+    assert!(error.contains("there is no such report"), "{error}");
 
     let mut client = UnixStream::connect(&socket).unwrap();
     client.write_all(b"POST /poweroff HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();
