@@ -82,6 +82,11 @@ const IO_THREAD: &[c_long] = &[
     libc::SYS_epoll_wait,
     #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
     libc::SYS_open,
+    // Waits for the supervisor to take notice of "ready", and for the last answers.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(not(target_arch = "x86_64"))]
+    libc::SYS_ppoll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
 ];
