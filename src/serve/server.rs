@@ -143,7 +143,6 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
         });
         setup.defaults = line::with_settings(&configured, settings);
         let confine = std::mem::replace(&mut setup.confine, Box::new(|| Ok(())));
-        confine()?;
         let ready = std::mem::replace(&mut setup.ready, Box::new(|| ()));
         let mut server = Self {
             setup,
@@ -176,6 +175,8 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             supervisor.line.announce_ready();
             server.poller.add(&supervisor.line, SUPERVISOR, Interest::READ)?;
         }
+        // The last thing before a byte from outside is read. Where a part were missing and required, the workers would not have begun.
+        confine()?;
         Ok(server)
     }
 

@@ -40,6 +40,7 @@ const ANY_THREAD: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_exit,
     libc::SYS_exit_group,
+    libc::SYS_fcntl,
     libc::SYS_futex,
     libc::SYS_gettid,
     libc::SYS_madvise,
@@ -50,6 +51,8 @@ const ANY_THREAD: &[c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_yield,
+    // Signals are told to the I/O thread by whichever thread they interrupt.
+    libc::SYS_sendto,
     libc::SYS_sigaltstack,
     #[cfg(target_env = "gnu")]
     libc::SYS_tgkill,
@@ -66,27 +69,33 @@ const READING_THREAD: &[c_long] = &[libc::SYS_pread64];
 const IO_THREAD: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
-    libc::SYS_fcntl,
+    libc::SYS_geteuid,
     libc::SYS_getrandom,
     libc::SYS_getsockopt,
     libc::SYS_lseek,
     libc::SYS_openat,
     libc::SYS_read,
     libc::SYS_recvfrom,
-    libc::SYS_sendto,
     libc::SYS_shutdown,
+    #[cfg(target_env = "gnu")]
     libc::SYS_statx,
-    libc::SYS_unlinkat,
+    #[cfg(target_env = "musl")]
+    libc::SYS_fstat,
+    #[cfg(target_env = "musl")]
+    libc::SYS_newfstatat,
+    #[cfg(not(target_arch = "x86_64"))]
+    libc::SYS_epoll_pwait,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
     #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
     libc::SYS_open,
-    // Waits for the supervisor to take notice of "ready", and for the last answers.
+    // Waits for the last answers when the daemon stops.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     #[cfg(not(target_arch = "x86_64"))]
     libc::SYS_ppoll,
+    #[cfg(not(target_arch = "x86_64"))]
+    libc::SYS_unlinkat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
 ];

@@ -1,6 +1,6 @@
 //! `hearth selftest`: what this machine is, whether it is as it should be, and whether it computes what every other one does. A report to
 //! paste: the same lines in the same order everywhere, PASS, FAIL or "not here" each. On the appliance's console it is `/selftest`, which
-//! PID 1 runs as a process of its own. Next: [`machine`] for what the kernel tells, [`card`], [`answer`], [`report`].
+//! PID 1 runs as a process of its own. Next: [`machine`] for what the kernel tells, [`card`], [`mod@answer`], [`report`].
 
 pub mod answer;
 pub mod card;
