@@ -61,9 +61,11 @@ bench:  ## measure: make bench [MODEL=FILE] [LLAMA_BENCH="PATH…"] [BATCHED_BEN
 bench-arm: cross  ## count instructions a token on emulated Arm cores: make bench-arm [RECORD=1]
 	@tests/bench-arm $(if $(RECORD),--record)
 
-soak: build  ## requests of every kind against one daemon, then 64 clients at once, half of them hostile: make soak [MINUTES=N]
+soak: build image  ## requests of every kind against one daemon, 64 clients at once, half of them hostile, then cuts of power and failures of the board: make soak [MINUTES=N] [CUTS=N] [FAULTS=N]
 	@tests/soak $(HEARTH) $(MINUTES)
 	@tests/siege $(HEARTH) $$(( $(or $(MINUTES),10) * 60 ))
+	@tests/faults $(HEARTH) $(CARD) $(or $(FAULTS),100)
+	@tests/power-cuts $(HEARTH) $(CARD) $(or $(CUTS),1000)
 
 load: build  ## measure many clients at once: make load [RECORD=FILE.md]
 	@tests/load $(HEARTH) $(if $(RECORD),--record $(RECORD))

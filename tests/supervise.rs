@@ -64,6 +64,15 @@ impl Terminal {
     }
 }
 
+fn post(socket: &std::path::Path, path: &str, body: &str) -> String {
+    let mut client = UnixStream::connect(socket).unwrap();
+    write!(client, "POST {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        .unwrap();
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).unwrap();
+    reply
+}
+
 /// The process of `hearth serve`: our only child.
 fn serve_pid() -> Pid {
     let own = format!(" {} ", std::process::id());
@@ -189,6 +198,27 @@ fn serve_comes_back_from_a_hang_and_a_kill_and_stops_when_the_console_says_so() 
     std::fs::remove_file(reports.folder().join("boot-report")).unwrap();
     let error = boot_report(&socket_of_it).unwrap_err().to_string();
     assert!(error.contains("there is no such report"), "{error}");
+
+    terminal.type_in("/set temperature 3\r");
+    assert!(terminal.until("\n> ").contains("temperature takes a number from 0"));
+    terminal.type_in("/set temperature 0.7\r");
+    terminal.until("kept: temperature 0.7\r\n> ");
+    terminal.type_in("/set max_tokens 5\r");
+    terminal.until("kept: max_tokens 5\r\n> ");
+    assert_eq!(std::fs::read_to_string(folder.path().join("settings")).unwrap(), "temperature = 0.7\nmax_tokens = 5\n");
+    kill(serve_pid(), Signal::SIGKILL).unwrap();
+    terminal.until("hearth: ready\r\n");
+    terminal.until("> ");
+    terminal.type_in("/settings\r");
+    let told = terminal.until("\n> ");
+    assert!(told.contains("temperature  0.7 (set on the console)\r\nmax_tokens   5 (set on the console)"), "{told}");
+    let body = r#"{"prompt":"One","ignore_eos":true}"#;
+    let answer = post(&socket, "/v1/completions", body);
+    assert!(answer.contains(r#""completion_tokens":5"#), "a request that names no number gets what is set: {answer}");
+    terminal.type_in("/set max_tokens default\r");
+    terminal.until("kept: max_tokens default\r\n> ");
+    terminal.type_in("/settings\r");
+    assert!(terminal.until("\n> ").contains("max_tokens   up to the context's end (as configured)"));
 
     let mut client = UnixStream::connect(&socket).unwrap();
     client.write_all(b"POST /poweroff HTTP/1.1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();

@@ -89,6 +89,11 @@ const IO_THREAD: &[c_long] = &[
     libc::SYS_epoll_wait,
     #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
     libc::SYS_open,
+    // Waits for the last answers when the daemon stops.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(not(target_arch = "x86_64"))]
+    libc::SYS_ppoll,
     #[cfg(not(target_arch = "x86_64"))]
     libc::SYS_unlinkat,
     #[cfg(target_arch = "x86_64")]
