@@ -83,12 +83,21 @@ const IO_THREAD: &[c_long] = &[
     libc::SYS_fstat,
     #[cfg(target_env = "musl")]
     libc::SYS_newfstatat,
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), target_env = "musl"))]
     libc::SYS_epoll_pwait,
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
     libc::SYS_epoll_wait,
     #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
+    libc::SYS_lstat,
+    #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
     libc::SYS_open,
+    #[cfg(all(target_arch = "x86_64", target_env = "musl"))]
+    libc::SYS_stat,
+    // Waits for the last answers when the daemon stops.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(not(target_arch = "x86_64"))]
+    libc::SYS_ppoll,
     #[cfg(not(target_arch = "x86_64"))]
     libc::SYS_unlinkat,
     #[cfg(target_arch = "x86_64")]
