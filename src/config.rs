@@ -79,7 +79,11 @@ const KNOBS: [Knob; 8] = [
     Knob { key: "ctx", unit: "tokens a conversation", default: "2048, or what the model was trained for" },
     Knob { key: "sequences", unit: "conversations at once", default: "4" },
     Knob { key: "step_ms", unit: "milliseconds a step beside streams", default: "100" },
-    Knob { key: "prefix_positions", unit: "tokens of past beginnings", default: "0, what unused conversations have room for" },
+    Knob {
+        key: "prefix_positions",
+        unit: "tokens of past beginnings",
+        default: "0, what unused conversations have room for",
+    },
     Knob { key: "max_tokens", unit: "tokens an answer", default: "up to the context's end" },
     Knob { key: "temperature", unit: "0 to 2", default: "0, always the same answer" },
     Knob { key: "serial", unit: "\"console\", a line or \"off\"", default: "\"console\"" },

@@ -261,6 +261,8 @@ fn serve(
         // Bounded: it goes into every answer.
         let name = name.as_deref().unwrap_or("model");
         let model_id = &name.chars().filter(|c| !c.is_control()).take(MAX_MODEL_ID_CHARS).collect::<String>();
+        let plan_json = serde_json::to_value(&plan).unwrap_or_default();
+        let breakers = dry_breakers(vocab);
         let mut rings = Box::new(Rings::new());
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
         let (end, unbound) = rings.split().map_err(eventfd)?;
@@ -274,6 +276,7 @@ fn serve(
         let operations = workers.operations();
         let supervisor = supervisor.map(|line| Supervisor { line, operations });
         let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        let engine = engine.with_dry_breakers(&breakers);
         let mut engine = engine.sharing_prefixes().with_step_budget(Duration::from_millis(capacity.step_ms));
         if capacity.touch {
             engine.touch();
@@ -313,6 +316,7 @@ fn serve(
                     stop,
                     supervisor,
                     records,
+                    plan: plan_json,
                     ready,
                 };
                 Ok(super::run(setup, link)?)
@@ -322,6 +326,12 @@ fn serve(
             io.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })
+}
+
+/// Tokens over which no repetition reaches: those with one of llama.cpp's default breakers in them.
+fn dry_breakers(vocab: &Vocab<'_>) -> Vec<TokenId> {
+    let breaks = |token: &TokenId| vocab.token_bytes(*token, false).iter().any(|byte| b"\n:\"*".contains(byte));
+    (0u32..).take(vocab.len()).map(TokenId).filter(breaks).collect()
 }
 
 /// The template named on the command line, else the model's own, compiled.

@@ -66,6 +66,8 @@ pub struct ServeSetup<'a> {
     pub supervisor: Option<Supervisor>,
     /// Where the supervisor records failures, for `/status`.
     pub records: Option<&'a Path>,
+    /// What `/v1/plan` answers.
+    pub plan: serde_json::Value,
     /// Called once the socket takes connections.
     pub ready: Box<dyn FnOnce() + 'a>,
 }

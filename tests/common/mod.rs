@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hearth::engine::queue::{EngineEnd, Event, FinishReason, Job, Rings};
+use hearth::engine::sampler::logprobs;
 use hearth::serve::text::{AnswerText, TextModel};
 use hearth::serve::{Defaults, ServeError, ServeSetup};
 use hearth::text::TokenId;
@@ -46,6 +47,22 @@ impl TextModel for Bytes {
 
     fn encode(&self, text: &str) -> Result<Vec<TokenId>, String> {
         Ok(text.bytes().map(|b| TokenId(u32::from(b))).collect())
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, _: bool) -> Result<Vec<TokenId>, String> {
+        let mut ids = self.encode(text)?;
+        if add_special {
+            ids.insert(0, TokenId(0));
+        }
+        Ok(ids)
+    }
+
+    fn decode(&self, tokens: &[TokenId]) -> Vec<u8> {
+        tokens.iter().map(|token| token.0 as u8).collect()
+    }
+
+    fn token_bytes(&self, _: TokenId) -> &[u8] {
+        b"x"
     }
 
     fn vocabulary_len(&self) -> usize {
@@ -163,6 +180,7 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
                 id: job.id,
                 token: TokenId(u32::from(bytes[made % bytes.len()])),
                 logits_hash: hash(made + 1),
+                logprobs: job.logprobs.map(|count| logprobs(&[1.0, 3.0, 2.0], TokenId(1), count)),
             },
         );
         made += 1;
@@ -252,6 +270,7 @@ pub fn with_daemon_at(
                     stop: Some(stop_end),
                     supervisor: None,
                     records: None,
+                    plan: serde_json::json!({"total_bytes": 7}),
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,
