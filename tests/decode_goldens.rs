@@ -69,6 +69,7 @@ fn job(id: u64, prompt: Vec<TokenId>, sampling: SamplingParams) -> Box<Job> {
         logits_hash: true,
         cancel,
         peer: Peer::default(),
+        logprobs: None,
     })
 }
 
@@ -94,7 +95,7 @@ fn run(file: &[u8], settings: Settings, sampling: &SamplingParams) -> (u64, Vec<
         let (mut hash, mut tokens) = (None, vec![]);
         while !engine.is_idle() {
             engine.step(&mut |event| match event {
-                Event::Token { id: 0, token, logits_hash } => {
+                Event::Token { id: 0, token, logits_hash, .. } => {
                     tokens.push(token);
                     hash = logits_hash;
                 }

@@ -127,6 +127,67 @@ fn refusals_leave_the_daemon_alive() {
 }
 
 #[test]
+fn several_answers_come_side_by_side_and_with_log_probabilities() {
+    with_daemon(&script("ok"), None, |daemon| {
+        let body =
+            r#"{"messages":[{"role":"user","content":"hi"}],"n":3,"logprobs":true,"top_logprobs":2,"stream":STREAM}"#;
+        let whole = daemon.post(CHAT, &body.replace("STREAM", "false")).json();
+        for index in 0..3 {
+            let choice = &whole["choices"][index];
+            assert_eq!((&choice["index"], &choice["message"]["content"]), (&index.into(), &"ok".into()), "{whole}");
+            let tokens = choice["logprobs"]["content"].as_array().unwrap();
+            assert_eq!((tokens.len(), tokens[0]["top_logprobs"].as_array().unwrap().len()), (2, 2), "{whole}");
+        }
+        assert_eq!(whole["usage"]["completion_tokens"], 6);
+        let mut texts = vec![String::new(); 3];
+        let streamed = daemon.post(CHAT, &body.replace("STREAM", "true"));
+        for event in streamed.events().iter().filter(|event| *event != "[DONE]") {
+            let event: serde_json::Value = serde_json::from_str(event).unwrap();
+            let choice = &event["choices"][0];
+            let text = choice["delta"]["content"].as_str().unwrap_or_default();
+            texts[choice["index"].as_u64().unwrap() as usize].push_str(text);
+        }
+        assert_eq!(texts, ["ok"; 3]);
+        assert_eq!(daemon.health("active"), 0);
+    })
+    .unwrap();
+}
+
+#[test]
+fn several_answers_to_a_client_that_goes_away_are_all_given_up() {
+    let slow = Script { answer: "y".repeat(500), pace: Duration::from_millis(20), ..Script::default() };
+    with_daemon(&slow, None, |daemon| {
+        let mut stream = daemon.connect();
+        let body = r#"{"prompt":"a","n":4,"stream":true}"#;
+        stream.write_all(post("/v1/completions", body).as_bytes()).unwrap();
+        wait_for("four answers", || daemon.health("active") == 4);
+        drop(stream);
+        wait_for("none", || daemon.health("active") == 0);
+    })
+    .unwrap();
+}
+
+#[test]
+fn text_becomes_tokens_and_tokens_text() {
+    with_daemon(&Script::default(), None, |daemon| {
+        let tokens = |body: &str| daemon.post("/tokenize", body).json()["tokens"].to_string();
+        assert_eq!(tokens(r#"{"content":"hi"}"#), "[104,105]");
+        assert_eq!(tokens(r#"{"content":"hi","add_special":true}"#), "[0,104,105]");
+        assert_eq!(daemon.post("/detokenize", r#"{"tokens":[104,105]}"#).json()["content"], "hi");
+        let unknown = daemon.post("/detokenize", r#"{"tokens":[256]}"#);
+        assert_eq!((unknown.status, &unknown.json()["error"]["param"]), (400, &"tokens".into()));
+        let long = format!(r#"{{"content":"{}"}}"#, "x".repeat(max_text_bytes(common::CONTEXT_TOKENS) + 1));
+        assert_eq!(daemon.post("/tokenize", &long).status, 400);
+        let biased = daemon.post(CHAT, r#"{"messages":[{"role":"user","content":"hi"}],"logit_bias":{"256":1}}"#);
+        assert_eq!((biased.status, &biased.json()["error"]["param"]), (400, &"logit_bias".into()));
+        let mut stream = daemon.connect();
+        stream.write_all(b"GET /v1/plan HTTP/1.1\r\n\r\n").unwrap();
+        assert_eq!(read_response(&mut stream).json()["total_bytes"], 7);
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_stop_string_ends_the_answer_and_the_job() {
     let script = Script { endless: true, pace: Duration::from_millis(1), ..script("one. two. ") };
     with_daemon(&script, None, |daemon| {

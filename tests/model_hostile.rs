@@ -55,6 +55,7 @@ fn run(file: &[u8]) -> Result<usize, ModelError> {
         logits_hash: true,
         cancel: Arc::new(AtomicBool::new(false)),
         peer: Peer::default(),
+        logprobs: None,
     };
     let mut tokens = 0;
     if engine.admit(Box::new(job)).is_ok() {

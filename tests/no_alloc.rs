@@ -73,6 +73,7 @@ fn job(id: u64, prompt: usize, max_tokens: usize, sampling: SamplingParams) -> B
         logits_hash: id.is_multiple_of(2),
         cancel,
         peer: Peer::default(),
+        logprobs: id.is_multiple_of(3).then_some(5),
     })
 }
 
@@ -126,10 +127,23 @@ fn live(engine: Engine<'_>) -> u64 {
         let waiting = job(4, 20, usize::MAX, hot.clone());
         let (running_cancel, waiting_cancel) = (Arc::clone(&stop_me.cancel), Arc::clone(&waiting.cancel));
         let (mut reasons, mut submitted) = (BTreeMap::new(), 0);
+        let everything = SamplingParams {
+            typical_p: 0.9,
+            min_p: 0.01,
+            xtc_probability: 0.5,
+            dry_multiplier: 0.8,
+            repetition_penalty: 1.1,
+            frequency_penalty: 0.1,
+            dynatemp_range: 0.5,
+            logit_bias: vec![(TokenId(3), 1.0)],
+            ..hot.clone()
+        };
+        let mirostat = SamplingParams { mirostat: 2, top_k: 0, ..everything.clone() };
         let long = |id| job(id, 200, 3, SamplingParams::default());
-        let first = [endless, stop_me, job(2, 1, 30, hot.clone()), long(3), waiting];
+        let first = [endless, stop_me, job(2, 1, 30, everything), long(3), waiting];
         // The same prompt as 3's again; then more prompts than there are blocks for.
         let others = [3 + SHAPE.n_vocab as u64, 5, 6, 7, 8, 9, 10, 11].map(long);
+        let others = others.into_iter().chain([job(12, 9, 40, mirostat)]);
         for job in first.into_iter().chain(others) {
             link.submit(job).unwrap();
             submitted += 1;

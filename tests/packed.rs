@@ -74,6 +74,7 @@ fn logits_hash(model: &Model<'_>, workers: Workers) -> u64 {
         logits_hash: true,
         cancel: Arc::new(AtomicBool::new(false)),
         peer: Peer::default(),
+        logprobs: None,
     };
     engine.admit(Box::new(job)).unwrap();
     let mut hash = None;
@@ -151,6 +152,7 @@ fn use_file(bytes: &[u8]) -> Result<(), ModelError> {
         logits_hash: true,
         cancel,
         peer: Peer::default(),
+        logprobs: None,
     };
     if engine.admit(Box::new(job)).is_ok() {
         while !engine.is_idle() {

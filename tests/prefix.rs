@@ -55,7 +55,17 @@ fn prompt(common: usize, own: usize, number: u64) -> Vec<TokenId> {
 fn job(id: u64, prompt: Vec<TokenId>, max_tokens: usize) -> Box<Job> {
     let sampling = SamplingParams { temperature: 1.0, seed: 3, ..SamplingParams::default() };
     let (cancel, peer) = (Arc::new(AtomicBool::new(false)), Peer { id: id % 2, ..Peer::default() });
-    Box::new(Job { id, prompt, sampling, max_tokens, ignore_eos: true, logits_hash: true, cancel, peer })
+    Box::new(Job {
+        id,
+        prompt,
+        sampling,
+        max_tokens,
+        ignore_eos: true,
+        logits_hash: true,
+        cancel,
+        peer,
+        logprobs: None,
+    })
 }
 
 /// What a job had: tokens of its prompt that were there, and the hash of its logits.

@@ -82,6 +82,7 @@ fn greedy(model: &Model<'_>, settings: Settings, prompt: &[TokenId], max_tokens:
             logits_hash: true,
             cancel,
             peer: Peer::default(),
+            logprobs: None,
         };
         engine.admit(Box::new(job)).unwrap();
     }

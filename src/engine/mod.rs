@@ -30,7 +30,7 @@ use gauges::StepReport;
 use pace::Pace;
 use prefix::{BlockCounts, PrefixCache};
 use queue::{EngineEnd, Event, FinishReason, Job};
-use sampler::Sampler;
+use sampler::{MirostatState, Sampler};
 use scheduler::{Ledger, Pending, Share, StepLimits};
 
 /// The engine and everything it owns.
@@ -80,6 +80,7 @@ struct Sequence {
     known_blocks: usize,
     age: u64,
     hash: Option<Xxh3>,
+    mirostat: MirostatState,
 }
 
 /// A job that the engine cannot take; the job comes back.
@@ -152,7 +153,7 @@ impl EngineBuffers {
             ledger: Ledger::with_capacity(sequences),
             prefix: PrefixCache::new(capacity.kv_blocks()),
             logits: vec![0.0; hyper.n_vocab],
-            sampler: Sampler::new(hyper.n_vocab),
+            sampler: Sampler::new(hyper.n_vocab, capacity.ctx),
         }
     }
 
@@ -170,7 +171,7 @@ impl EngineBuffers {
             + Ledger::bytes(capacity.sequences)
             + PrefixCache::bytes(capacity.kv_blocks())
             + hyper.n_vocab * size_of::<f32>()
-            + Sampler::bytes(hyper.n_vocab)
+            + Sampler::bytes(hyper.n_vocab, capacity.ctx)
     }
 }
 
@@ -212,6 +213,13 @@ impl<'m> Engine<'m> {
     #[must_use]
     pub fn with_step_budget(self, budget: Duration) -> Self {
         Self { pace: Pace::new(Some(budget)), ..self }
+    }
+
+    /// Tokens over which the sampler's DRY sees no repetition, those with a line feed in them for instance.
+    #[must_use]
+    pub fn with_dry_breakers(mut self, breakers: &[TokenId]) -> Self {
+        self.buffers.sampler.set_dry_breakers(breakers);
+        self
     }
 
     /// Computes what `prompts` begin with, in whole blocks, and keeps it for ever; the tokens kept, of all of them. Nothing else may
@@ -286,7 +294,9 @@ impl<'m> Engine<'m> {
         self.buffers.ledger.enter(job.peer);
         let hash = job.logits_hash.then(Xxh3::new);
         let age = self.admitted;
-        self.buffers.sequences[slot] = Some(Sequence { job, cached: 0, reused: 0, known_blocks: 0, age, hash });
+        let mirostat = MirostatState::default();
+        self.buffers.sequences[slot] =
+            Some(Sequence { job, cached: 0, reused: 0, known_blocks: 0, age, hash, mirostat });
         self.admitted += 1;
         Ok(())
     }
@@ -490,7 +500,9 @@ impl<'m> Engine<'m> {
         if let Some(hash) = &mut sequence.hash {
             update_hash(hash, logits);
         }
-        let Some(token) = sampler.sample(&sequence.job.sampling, &sequence.job.prompt, generated, logits) else {
+        let job = &sequence.job;
+        let chosen = sampler.sample(&job.sampling, &mut sequence.mirostat, &job.prompt, generated, logits);
+        let Some(token) = chosen else {
             return self.finish(slot, FinishReason::NonFinite, emit);
         };
         if !sequence.job.ignore_eos && self.eog.binary_search(&token).is_ok() {
@@ -498,7 +510,12 @@ impl<'m> Engine<'m> {
         }
         generated.push(token);
         let logits_hash = sequence.hash.as_ref().map(Xxh3::digest);
-        emit(Event::Token { id: sequence.job.id, token, logits_hash });
+        let logprobs = sequence.job.logprobs.map(|count| {
+            // The sampler has changed the row.
+            self.scratch.copy_logits(output, logits);
+            sampler::logprobs(logits, token, count)
+        });
+        emit(Event::Token { id: sequence.job.id, token, logits_hash, logprobs });
         let positions = sequence.job.prompt.len() + generated.len();
         if generated.len() >= sequence.job.max_tokens || positions >= self.capacity.ctx {
             self.finish(slot, FinishReason::Length, emit);

@@ -16,7 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::gauges::{Counted, Gauges, StepReport};
 use super::prefix::BlockCounts;
-use super::sampler::SamplingParams;
+use super::sampler::{SamplingParams, TokenLogprobs};
 use super::scheduler::{Peer, next_to_begin};
 use crate::text::TokenId;
 
@@ -45,6 +45,8 @@ pub struct Job {
     pub ignore_eos: bool,
     /// Hash the logits of every generated step.
     pub logits_hash: bool,
+    /// Tell each token's log probability, and those of so many likeliest tokens at its place.
+    pub logprobs: Option<usize>,
     /// Set by the I/O thread when the client has gone or a stop string was found.
     pub cancel: Arc<AtomicBool>,
     /// Who asks: decides whose turn it is, never what the answer is.
@@ -76,6 +78,7 @@ pub enum FinishReason {
 
 /// What the engine tells the I/O thread.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "log probabilities cross the ring without a heap")]
 pub enum Event {
     /// The prompt is in the cache, the first token comes next.
     Begun {
@@ -92,6 +95,8 @@ pub enum Event {
         token: TokenId,
         /// As in [`Event::Finished`], up to and with this token's step: what the hash is if the answer ends here.
         logits_hash: Option<u64>,
+        /// Where the job asked for them.
+        logprobs: Option<TokenLogprobs>,
     },
     /// The sequence has ended and its memory is free again.
     Finished {
@@ -380,10 +385,7 @@ mod tests {
             prompt: vec![TokenId(0)],
             sampling: SamplingParams::default(),
             max_tokens: 1,
-            ignore_eos: false,
-            logits_hash: false,
-            cancel: Arc::default(),
-            peer: Peer::default(),
+            ..Job::default()
         })
     }
 
@@ -438,7 +440,7 @@ mod tests {
         let mut rings = Rings::new();
         let (mut end, link) = rings.split().unwrap();
         let mut link = link.bind(std::thread::current());
-        let event = |id| Event::Token { id, token: TokenId(7), logits_hash: None };
+        let event = |id| Event::Token { id, token: TokenId(7), logits_hash: None, logprobs: None };
         let room = end.event_room();
         for id in 0..room as u64 {
             end.emit(event(id)).unwrap();

@@ -52,7 +52,7 @@ pub(super) fn admit(
             text.encode_chat(messages, date).map_err(refused(field))?
         }
         Prompt::Text(prompt) => text.encode(prompt).map_err(refused(field))?,
-        Prompt::Tokens(ids) => known_ids(ids, text.vocabulary_len())?,
+        Prompt::Tokens(ids) => known_ids(ids, text.vocabulary_len(), field)?,
     };
     if prompt.is_empty() {
         return Err(Reject::field(field, "the prompt has no tokens"));
@@ -62,26 +62,50 @@ pub(super) fn admit(
     }
     prompt.shrink_to_fit();
     let room = context_tokens - prompt.len();
+    let vocabulary = text.vocabulary_len();
+    if let Some((id, _)) = request.sampling.logit_bias.iter().find(|(id, _)| TokenId(*id).index() >= vocabulary) {
+        let unknown = format!("token id {id} is not in the vocabulary of {vocabulary}");
+        return Err(Reject::field("logit_bias", unknown));
+    }
     Ok(Box::new(Job {
         id,
         sampling: sampling(&request.sampling, &defaults.sampling),
         max_tokens: request.max_tokens.or(defaults.max_tokens).unwrap_or(room).clamp(1, room),
         ignore_eos: request.ignore_eos,
         logits_hash: request.logits_hash,
+        logprobs: request.logprobs,
         cancel: Arc::new(AtomicBool::new(false)),
         peer: Peer::default(),
         prompt,
     }))
 }
 
-fn known_ids(ids: &[u32], vocabulary_len: usize) -> Result<Vec<TokenId>, Reject> {
+/// The same job for another of a request's answers: its number and seed are so many further.
+pub(super) fn another(job: &Job, further: u64) -> Box<Job> {
+    let mut sampling = job.sampling.clone();
+    sampling.seed = sampling.seed.wrapping_add(further);
+    Box::new(Job {
+        id: job.id + further,
+        prompt: job.prompt.clone(),
+        sampling,
+        max_tokens: job.max_tokens,
+        ignore_eos: job.ignore_eos,
+        logits_hash: job.logits_hash,
+        logprobs: job.logprobs,
+        cancel: Arc::new(AtomicBool::new(false)),
+        peer: job.peer,
+    })
+}
+
+/// Token ids of a request, if all are in the vocabulary; `field` names them.
+pub(super) fn known_ids(ids: &[u32], vocabulary_len: usize, field: &str) -> Result<Vec<TokenId>, Reject> {
     ids.iter()
         .map(|&id| {
             let token = TokenId(id);
             if token.index() < vocabulary_len {
                 Ok(token)
             } else {
-                Err(Reject::field("prompt", format!("token id {id} is not in the vocabulary of {vocabulary_len}")))
+                Err(Reject::field(field, format!("token id {id} is not in the vocabulary of {vocabulary_len}")))
             }
         })
         .collect()
@@ -96,6 +120,20 @@ fn sampling(asked: &SamplingFields, defaults: &SamplingParams) -> SamplingParams
         repetition_penalty: asked.repetition_penalty.unwrap_or(defaults.repetition_penalty),
         frequency_penalty: asked.frequency_penalty.unwrap_or(defaults.frequency_penalty),
         presence_penalty: asked.presence_penalty.unwrap_or(defaults.presence_penalty),
+        repeat_last_n: asked.repeat_last_n.unwrap_or(defaults.repeat_last_n),
+        typical_p: asked.typical_p.unwrap_or(defaults.typical_p),
+        xtc_probability: asked.xtc_probability.unwrap_or(defaults.xtc_probability),
+        xtc_threshold: asked.xtc_threshold.unwrap_or(defaults.xtc_threshold),
+        dry_multiplier: asked.dry_multiplier.unwrap_or(defaults.dry_multiplier),
+        dry_base: asked.dry_base.unwrap_or(defaults.dry_base),
+        dry_allowed_length: asked.dry_allowed_length.unwrap_or(defaults.dry_allowed_length),
+        dry_penalty_last_n: asked.dry_penalty_last_n.unwrap_or(defaults.dry_penalty_last_n),
+        mirostat: asked.mirostat.unwrap_or(defaults.mirostat),
+        mirostat_tau: asked.mirostat_tau.unwrap_or(defaults.mirostat_tau),
+        mirostat_eta: asked.mirostat_eta.unwrap_or(defaults.mirostat_eta),
+        dynatemp_range: asked.dynatemp_range.unwrap_or(defaults.dynatemp_range),
+        dynatemp_exponent: asked.dynatemp_exponent.unwrap_or(defaults.dynatemp_exponent),
+        logit_bias: asked.logit_bias.iter().map(|&(id, bias)| (TokenId(id), bias)).collect(),
         seed: asked.seed.unwrap_or(defaults.seed),
     }
 }

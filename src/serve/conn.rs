@@ -17,13 +17,13 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::access::{Denied, PeerIds, Rule};
-use crate::engine::queue::RequestId;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{MsgFlags, getsockopt, recv};
+
 use crate::sys::poll::Interest;
 use crate::wire::http::{self, Parser, Reply, Request};
 use crate::wire::openai::Emitter;
-use crate::wire::{Outcome, Reject};
-use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{MsgFlags, getsockopt, recv};
+use crate::wire::{Logprob, Outcome, Reject};
 
 #[cfg(test)]
 mod tests;
@@ -93,7 +93,7 @@ pub(super) struct Conn {
     /// Who is at the other end, and what they may.
     peer: Option<PeerIds>,
     access: Result<Rule, Denied>,
-    exchange: Option<(RequestId, Emitter)>,
+    exchange: Option<Emitter>,
     /// What epoll was told.
     pub(super) watched: Interest,
 }
@@ -137,11 +137,6 @@ impl Conn {
     #[cfg(test)]
     pub(super) fn deny(&mut self, denied: Denied) {
         self.access = Err(denied);
-    }
-
-    /// The engine's request that this connection waits for.
-    pub(super) fn request(&self) -> Option<RequestId> {
-        self.exchange.as_ref().map(|(id, _)| *id)
     }
 
     /// Input held, in bytes.
@@ -221,8 +216,8 @@ impl Conn {
     }
 
     /// The engine has the request; the emitter will write its answer.
-    pub(super) fn queued(&mut self, id: RequestId, emitter: Emitter) {
-        self.exchange = Some((id, emitter));
+    pub(super) fn queued(&mut self, emitter: Emitter) {
+        self.exchange = Some(emitter);
         self.become_state(State::Queued);
     }
 
@@ -244,15 +239,15 @@ impl Conn {
         self.answered(reply, now);
     }
 
-    /// Text of the answer. False: the peer does not read, and the connection is closed.
-    pub(super) fn delta(&mut self, text: &str, now: Instant) -> bool {
-        let Some((_, emitter)) = &mut self.exchange else {
+    /// Text of one of the answers. False: the peer does not read, and the connection is closed.
+    pub(super) fn delta(&mut self, choice: usize, text: &str, logprob: Option<Logprob>, now: Instant) -> bool {
+        let Some(emitter) = &mut self.exchange else {
             return true;
         };
         if self.out.is_empty() {
             self.since = now;
         }
-        emitter.delta(text, &mut self.out);
+        emitter.delta(choice, text, logprob, &mut self.out);
         let streams = emitter.is_stream();
         if self.state == State::Queued {
             self.become_state(State::Streaming);
@@ -266,16 +261,22 @@ impl Conn {
         self.state != State::Closed
     }
 
-    /// The answer's end, or why it has none.
-    pub(super) fn finish(&mut self, outcome: Result<&Outcome, &Reject>, now: Instant) {
-        let Some((_, mut emitter)) = self.exchange.take() else {
+    /// An answer's end, or why it has none; that ends the others of the request, too.
+    pub(super) fn finish(&mut self, choice: usize, outcome: Result<&Outcome, &Reject>, now: Instant) {
+        let Some(emitter) = &mut self.exchange else {
             return;
         };
         match outcome {
-            Ok(outcome) => emitter.finish(outcome, &mut self.out),
+            Ok(outcome) => {
+                if !emitter.finish(choice, outcome, &mut self.out) {
+                    return;
+                }
+            }
             Err(reject) => emitter.reject(reject, &mut self.out),
         }
-        self.answered(emitter.reply(), now);
+        let reply = emitter.reply();
+        self.exchange = None;
+        self.answered(reply, now);
     }
 
     /// No request is read after the one that is being answered; an idle connection closes.

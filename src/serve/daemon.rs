@@ -379,6 +379,8 @@ fn serve(
         };
         let compare = file.map(|file| (Check::new(&parts), file));
         let check = compare.as_ref().map(|(check, _)| check);
+        let plan_json = serde_json::to_value(&plan).unwrap_or_default();
+        let breakers = dry_breakers(vocab);
         let mut rings = Box::new(Rings::new());
         let eventfd = |source: nix::Error| DaemonError::Io { what: "an eventfd".into(), source: source.into() };
         let (end, unbound) = rings.split().map_err(eventfd)?;
@@ -394,6 +396,7 @@ fn serve(
         let facts = Facts { planned_bytes: plan.total_bytes, mapped_bytes, operations: Some(Arc::clone(&operations)) };
         let supervisor = supervisor.map(|(line, reports)| Supervisor { line, operations, reports });
         let engine = Engine::new(loaded, kernels, workers, sizes, sizes.max_rows, vocab.eog_ids().to_vec());
+        let engine = engine.with_dry_breakers(&breakers);
         let mut engine = engine.sharing_prefixes().with_step_budget(Duration::from_millis(step_ms));
         if capacity.touch {
             engine.touch();
@@ -459,6 +462,7 @@ fn serve(
                     confine,
                     apps,
                     facts,
+                    plan: plan_json,
                     ready,
                 };
                 Ok(super::run(setup, link)?)
@@ -503,6 +507,12 @@ fn verify(path: &Path, mapped: Option<&Gguf<'_>>) -> Result<(), DaemonError> {
     let told: Vec<String> = damaged.iter().take(check::MAX_DAMAGED).map(named).collect();
     let (parts, damaged) = (gguf.tensors().len() + 1, damaged.len());
     Err(DaemonError::Damaged { path: path.into(), parts, damaged, named: told.join(", ") })
+}
+
+/// Tokens over which no repetition reaches: those with one of llama.cpp's default breakers in them.
+fn dry_breakers(vocab: &Vocab<'_>) -> Vec<TokenId> {
+    let breaks = |token: &TokenId| vocab.token_bytes(*token, false).iter().any(|byte| b"\n:\"*".contains(byte));
+    (0u32..).take(vocab.len()).map(TokenId).filter(breaks).collect()
 }
 
 /// The template named on the command line, else the model's own, compiled.

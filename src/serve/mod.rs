@@ -80,6 +80,8 @@ pub struct ServeSetup<'a> {
     pub apps: Option<&'a Path>,
     /// What `/metrics` tells of the plan and the engine.
     pub facts: Facts,
+    /// What `/v1/plan` answers.
+    pub plan: serde_json::Value,
     /// Confines the I/O thread, once everything that it needs is open.
     pub confine: Box<dyn FnOnce() -> Result<(), SandboxError> + 'a>,
     /// Called once the sockets take connections.

@@ -57,6 +57,18 @@ impl TextModel for ModelText<'_> {
         self.vocab.encode(text, true, true).map_err(|e| e.to_string())
     }
 
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, String> {
+        self.vocab.encode(text, add_special, parse_special).map_err(|e| e.to_string())
+    }
+
+    fn decode(&self, tokens: &[TokenId]) -> Vec<u8> {
+        self.vocab.decode(tokens, true)
+    }
+
+    fn token_bytes(&self, token: TokenId) -> &[u8] {
+        self.vocab.token_bytes(token, true)
+    }
+
     fn vocabulary_len(&self) -> usize {
         self.vocab.len()
     }

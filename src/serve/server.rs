@@ -19,9 +19,11 @@ use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
 use super::access::Meters;
+use super::admit::known_ids;
 use super::check::Check;
 use super::conn::{self, Conn, State};
 use super::listener::SocketFile;
+use super::memory::max_text_bytes;
 use super::metrics::{self, Counters};
 use super::text::AnswerText;
 use super::tty::TtyPort;
@@ -113,6 +115,8 @@ struct Running<'s> {
     peer: u64,
     /// Whose tokens are counted.
     metered: Option<u32>,
+    /// Which of its request's answers this is.
+    choice: usize,
     text: Box<dyn AnswerText + 's>,
     cancel: Arc<AtomicBool>,
     usage: Usage,
@@ -343,7 +347,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 Ok(id) => {
                     let emitter = Emitter::new(id, self.setup.model_id, style, reply, &generate);
                     if let Some(conn) = self.conns.get_mut(&key) {
-                        conn.queued(id, emitter);
+                        conn.queued(emitter);
                     }
                     return;
                 }
@@ -363,6 +367,11 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             Ok(Call::BootReport) => self.report_json(Kind::Boot),
             Ok(Call::SelftestReport) => self.report_json(Kind::Selftest),
             Ok(Call::Selftest) => self.power_over_socket(key, Message::Selftest { shown: false }),
+            Ok(Call::Plan) => Ok(self.setup.plan.clone()),
+            Ok(Call::Tokenize { content, add_special, parse_special }) => {
+                self.tokenize(&content, add_special, parse_special)
+            }
+            Ok(Call::Detokenize(ids)) => self.detokenize(&ids),
             Ok(Call::PowerOff) => self.power_over_socket(key, Message::PowerOff),
             Ok(Call::Reboot) => self.power_over_socket(key, Message::Reboot),
             Err(reject) => Err(reject),
@@ -449,12 +458,32 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
     }
 
     fn drop_conn(&mut self, key: u64) {
-        if let Some(conn) = self.conns.remove(&key)
-            && let Some(id) = conn.request()
-        {
-            log::debug!("request {id}: its client went away");
-            self.abandon(id);
+        if self.conns.remove(&key).is_some() {
+            self.abandon_all(Owner::Conn(key));
         }
+    }
+
+    fn tokenize(&self, content: &str, add_special: bool, parse_special: bool) -> Result<Value, Reject> {
+        let most = max_text_bytes(self.setup.context_tokens);
+        if content.len() > most {
+            let long = format!("the text has {} bytes: at most {most} are taken", content.len());
+            return Err(Reject::field("content", long).with_code("context_length_exceeded"));
+        }
+        let tokens = self.setup.text.tokenize(content, add_special, parse_special);
+        let tokens = tokens.map_err(|why| Reject::field("content", why))?;
+        Ok(json!({"tokens": tokens.iter().map(|token| token.0).collect::<Vec<_>>()}))
+    }
+
+    fn detokenize(&self, ids: &[u32]) -> Result<Value, Reject> {
+        let text = self.setup.text;
+        let tokens = known_ids(ids, text.vocabulary_len(), "tokens")?;
+        let bytes: usize = tokens.iter().map(|token| text.token_bytes(*token).len()).sum();
+        let most = max_text_bytes(self.setup.context_tokens);
+        if bytes > most {
+            let long = format!("the tokens have {bytes} bytes of text: at most {most} are given");
+            return Err(Reject::field("tokens", long).with_code("context_length_exceeded"));
+        }
+        Ok(json!({"content": String::from_utf8_lossy(&text.decode(&tokens))}))
     }
 
     fn status(&self) -> Status {

@@ -19,6 +19,18 @@ pub trait TextModel {
     /// The text cannot be encoded, in words for the client.
     fn encode(&self, text: &str) -> Result<Vec<TokenId>, String>;
 
+    /// Encodes a text as it stands, with the tokens that the model wants in front if asked.
+    ///
+    /// # Errors
+    /// The text cannot be encoded, in words for the client.
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, String>;
+
+    /// The bytes of these tokens, special ones included; all of them are in the vocabulary.
+    fn decode(&self, tokens: &[TokenId]) -> Vec<u8>;
+
+    /// Bytes of one token, its name where it is a special one.
+    fn token_bytes(&self, token: TokenId) -> &[u8];
+
     /// Token ids are below this.
     fn vocabulary_len(&self) -> usize;
 

@@ -235,6 +235,7 @@ fn run_jobs(engine: &mut Engine<'_>, model: &Model<'_>, run: Run) -> Result<(Dur
             logits_hash: run.hash,
             cancel: Arc::new(AtomicBool::new(false)),
             peer: Peer::default(),
+            logprobs: None,
         };
         engine.admit(Box::new(job)).map_err(|refused| ToolError::Usage(refused.to_string()))?;
     }

@@ -122,6 +122,7 @@ fn generate(engine: &mut Engine<'_>, prompt: &[TokenId], args: &GenerateArgs) ->
             logits_hash: true,
             cancel: Arc::new(AtomicBool::new(false)),
             peer: Peer::default(),
+            logprobs: None,
         };
         // A bad prompt is refused at the first copy, so no other copy is left behind in the engine.
         engine.admit(Box::new(job)).map_err(|refused| LineError(refused.to_string()))?;

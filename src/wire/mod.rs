@@ -65,6 +65,34 @@ pub struct SamplingFields {
     pub frequency_penalty: Option<f32>,
     /// In [-2, 2].
     pub presence_penalty: Option<f32>,
+    /// Tokens back; -1 in a request is all.
+    pub repeat_last_n: Option<usize>,
+    /// In (0, 1].
+    pub typical_p: Option<f32>,
+    /// In [0, 1].
+    pub xtc_probability: Option<f32>,
+    /// In [0, 1].
+    pub xtc_threshold: Option<f32>,
+    /// In [0, 100].
+    pub dry_multiplier: Option<f32>,
+    /// In [1, 10].
+    pub dry_base: Option<f32>,
+    /// Tokens.
+    pub dry_allowed_length: Option<usize>,
+    /// Tokens back; -1 in a request is all.
+    pub dry_penalty_last_n: Option<usize>,
+    /// 0, 1 or 2.
+    pub mirostat: Option<u8>,
+    /// In [0, 20].
+    pub mirostat_tau: Option<f32>,
+    /// In [0, 1].
+    pub mirostat_eta: Option<f32>,
+    /// In [0, 2].
+    pub dynatemp_range: Option<f32>,
+    /// In (0, 10].
+    pub dynatemp_exponent: Option<f32>,
+    /// Token ids, not yet checked against the vocabulary, each with a bias in [-100, 100].
+    pub logit_bias: Vec<(u32, f32)>,
     /// Negative seeds keep their two's complement bits.
     pub seed: Option<u64>,
 }
@@ -86,6 +114,10 @@ pub struct GenerateRequest {
     pub include_usage: bool,
     /// Report the hash over the logits of every generated step.
     pub logits_hash: bool,
+    /// Answers to the same prompt, at least 1; each has the next seed.
+    pub n: usize,
+    /// Tell the log probability of each token, and those of so many likeliest at its place.
+    pub logprobs: Option<usize>,
     /// Go on past end-of-generation tokens.
     pub ignore_eos: bool,
     /// Today's date for templates that print one, `2026-11-23`, maybe with a time. The clock is never asked.
@@ -103,9 +135,35 @@ impl GenerateRequest {
             stream: false,
             include_usage: false,
             logits_hash: false,
+            n: 1,
+            logprobs: None,
             ignore_eos: false,
             date: None,
         }
+    }
+}
+
+/// A token of an answer with its log probability, and the likeliest at its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// The token's bytes; they need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(Vec<u8>, f32)>,
+}
+
+/// Bytes that a token with its log probability takes in an answer, beside its text: names, number, brackets.
+const LOGPROB_JSON_BYTES: usize = 96;
+/// Bytes that a byte of a token takes there: escaped as text, and as a number in the list of bytes.
+const LOGPROB_BYTES_A_BYTE: usize = 10;
+
+impl Logprob {
+    /// Bytes that it takes in an answer, at most.
+    pub fn cost(&self) -> usize {
+        let one = |bytes: &[u8]| LOGPROB_JSON_BYTES + LOGPROB_BYTES_A_BYTE * bytes.len();
+        one(&self.bytes) + self.top.iter().map(|(bytes, _)| one(bytes)).sum::<usize>()
     }
 }
 

@@ -16,6 +16,12 @@ pub const MAX_JSON_VALUES: usize = 40_000;
 pub const VALUES_PER_CONTAINER: usize = 4;
 /// Messages of one conversation.
 pub const MAX_MESSAGES: usize = 1024;
+/// Answers to one prompt in one request.
+pub const MAX_ANSWERS: usize = 8;
+/// Tokens of one `logit_bias`.
+pub const MAX_LOGIT_BIASES: usize = 1024;
+/// Alternatives told of each token, at most; `engine::sampler` tells as many.
+pub const MAX_TOP_LOGPROBS: i64 = 20;
 /// Length of `date`, in bytes.
 pub const MAX_DATE_BYTES: usize = 64;
 
@@ -35,6 +41,33 @@ pub(super) enum Kind {
 /// # Errors
 /// Not JSON, not an object, a field missing, of the wrong type, out of range, or not served.
 pub(super) fn parse(body: &[u8], kind: Kind, stream_default: bool) -> Result<GenerateRequest, Reject> {
+    fields(body)?.request(kind, stream_default)
+}
+
+/// What `/tokenize` asks: `content`, with the tokens that the model wants in front if `add_special`, and special tokens in the text
+/// taken as such unless `parse_special` says no; in llama-server's shape.
+pub(super) fn parse_tokenize(body: &[u8]) -> Result<(String, bool, bool), Reject> {
+    let fields = fields(body)?;
+    let Some(content) = fields.text("content", usize::MAX)? else {
+        return Err(Reject::field("content", "`content` is required").with_code("missing_required_parameter"));
+    };
+    let flag = |name, default| Ok::<_, Reject>(fields.flag(name)?.unwrap_or(default));
+    Ok((content, flag("add_special", false)?, flag("parse_special", true)?))
+}
+
+/// What `/detokenize` asks: `tokens`.
+pub(super) fn parse_detokenize(body: &[u8]) -> Result<Vec<u32>, Reject> {
+    let fields = fields(body)?;
+    let wrong = || Reject::field("tokens", "`tokens` must be an array of token ids");
+    match fields.get("tokens") {
+        Some(Value::Array(list)) => {
+            list.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>().ok_or_else(wrong)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn fields(body: &[u8]) -> Result<Fields, Reject> {
     let values = count_values(body);
     if values > MAX_JSON_VALUES {
         let many = format!("the request has {values} values, at most {MAX_JSON_VALUES} are read");
@@ -49,7 +82,7 @@ pub(super) fn parse(body: &[u8], kind: Kind, stream_default: bool) -> Result<Gen
     let Value::Object(object) = value else {
         return Err(Reject::request(400, "the request must be a JSON object").with_code("invalid_json"));
     };
-    Fields(object).request(kind, stream_default)
+    Ok(Fields(object))
 }
 
 /// Values of a JSON text, or more: what separates and opens them, outside of strings; containers count several times.
@@ -76,6 +109,7 @@ impl Fields {
         self.refuse_unsupported()?;
         self.text("model", usize::MAX)?;
         let prompt = self.prompt(kind)?;
+        self.text("user", usize::MAX)?;
         let stream = self.flag("stream")?.unwrap_or(stream_default);
         Ok(GenerateRequest {
             prompt,
@@ -85,6 +119,8 @@ impl Fields {
             stream,
             include_usage: self.include_usage(stream)?,
             logits_hash: self.flag("logits_hash")?.unwrap_or(false),
+            n: self.answers(kind)?,
+            logprobs: self.logprobs(kind)?,
             ignore_eos: self.flag("ignore_eos")?.unwrap_or(false),
             date: self.text("date", MAX_DATE_BYTES)?,
         })
@@ -118,11 +154,100 @@ impl Fields {
             top_k: self.integer("top_k", 0, i64::from(u32::MAX))?.and_then(|k| u32::try_from(k).ok()),
             top_p: self.number("top_p", |v| v > 0.0 && v <= 1.0, "over 0, up to 1")?,
             min_p: self.number("min_p", |v| (0.0..=1.0).contains(&v), "from 0 to 1")?,
-            repetition_penalty: self.number("repetition_penalty", |v| v > 0.0 && v <= 10.0, "over 0, up to 10")?,
+            repetition_penalty: self.repetition_penalty()?,
             frequency_penalty: self.number("frequency_penalty", |v| (-2.0..=2.0).contains(&v), "from -2 to 2")?,
             presence_penalty: self.number("presence_penalty", |v| (-2.0..=2.0).contains(&v), "from -2 to 2")?,
+            repeat_last_n: self.tokens_back("repeat_last_n")?,
+            typical_p: self.number("typical_p", |v| v > 0.0 && v <= 1.0, "over 0, up to 1")?,
+            xtc_probability: self.number("xtc_probability", |v| (0.0..=1.0).contains(&v), "from 0 to 1")?,
+            xtc_threshold: self.number("xtc_threshold", |v| (0.0..=1.0).contains(&v), "from 0 to 1")?,
+            dry_multiplier: self.number("dry_multiplier", |v| (0.0..=100.0).contains(&v), "from 0 to 100")?,
+            dry_base: self.number("dry_base", |v| (1.0..=10.0).contains(&v), "from 1 to 10")?,
+            dry_allowed_length: self
+                .integer("dry_allowed_length", 0, i64::from(u32::MAX))?
+                .and_then(|n| usize::try_from(n).ok()),
+            dry_penalty_last_n: self.tokens_back("dry_penalty_last_n")?,
+            mirostat: self.integer("mirostat", 0, 2)?.and_then(|n| u8::try_from(n).ok()),
+            mirostat_tau: self.number("mirostat_tau", |v| (0.0..=20.0).contains(&v), "from 0 to 20")?,
+            mirostat_eta: self.number("mirostat_eta", |v| (0.0..=1.0).contains(&v), "from 0 to 1")?,
+            dynatemp_range: self.number("dynatemp_range", |v| (0.0..=2.0).contains(&v), "from 0 to 2")?,
+            dynatemp_exponent: self.number("dynatemp_exponent", |v| v > 0.0 && v <= 10.0, "over 0, up to 10")?,
+            logit_bias: self.logit_bias()?,
             seed: self.seed()?,
         })
+    }
+
+    /// llama.cpp calls it `repeat_penalty`, others `repetition_penalty`.
+    fn repetition_penalty(&self) -> Result<Option<f32>, Reject> {
+        let one = |name| self.number(name, |v| v > 0.0 && v <= 10.0, "over 0, up to 10");
+        match (one("repeat_penalty")?, one("repetition_penalty")?) {
+            (Some(a), Some(b)) if a != b => {
+                let both = format!("`repeat_penalty` is {a} and `repetition_penalty` {b}: give one of them");
+                Err(Reject::field("repeat_penalty", both))
+            }
+            (a, b) => Ok(a.or(b)),
+        }
+    }
+
+    fn tokens_back(&self, name: &str) -> Result<Option<usize>, Reject> {
+        let back = self.integer(name, -1, i64::from(u32::MAX))?;
+        Ok(back.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
+    }
+
+    fn answers(&self, kind: Kind) -> Result<usize, Reject> {
+        let n = self.integer("n", 1, MAX_ANSWERS as i64)?.unwrap_or(1);
+        if kind == Kind::Either && n > 1 {
+            return Err(Reject::unsupported("n", "`n` is not served on the serial line: 1 answer a request"));
+        }
+        if let Some(best_of) = self.integer("best_of", 1, i64::MAX)?
+            && best_of != n
+        {
+            return Err(Reject::unsupported("best_of", format!("`best_of` is {best_of}: it must be `n`, {n}")));
+        }
+        Ok(usize::try_from(n).unwrap_or(1))
+    }
+
+    /// Chats say `logprobs` and `top_logprobs`, completions a number.
+    fn logprobs(&self, kind: Kind) -> Result<Option<usize>, Reject> {
+        let told = match kind {
+            Kind::Completion => self.integer("logprobs", 0, MAX_TOP_LOGPROBS)?,
+            Kind::Chat | Kind::Either => {
+                let top = self.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)?;
+                let asked = self.flag("logprobs")?.unwrap_or(false);
+                if !asked && top.is_some_and(|top| top > 0) {
+                    return Err(Reject::field("top_logprobs", "`top_logprobs` is only allowed with `logprobs`: true"));
+                }
+                asked.then_some(top.unwrap_or(0))
+            }
+        };
+        if kind == Kind::Either && told.is_some() {
+            return Err(Reject::unsupported("logprobs", "`logprobs` are not served on the serial line"));
+        }
+        Ok(told.and_then(|n| usize::try_from(n).ok()))
+    }
+
+    /// `{"5": -100}`; ids are names in JSON.
+    fn logit_bias(&self) -> Result<Vec<(u32, f32)>, Reject> {
+        let wrong = |why: &str| {
+            let right = "`logit_bias` must be an object of token ids, each with a number from -100 to 100";
+            Reject::field("logit_bias", format!("{right}: {why}"))
+        };
+        let biases = match self.get("logit_bias") {
+            None => return Ok(Vec::new()),
+            Some(Value::Object(biases)) => biases,
+            Some(_) => return Err(wrong("it is no object")),
+        };
+        if biases.len() > MAX_LOGIT_BIASES {
+            return Err(wrong(&format!("it has {} entries, at most {MAX_LOGIT_BIASES} are read", biases.len())));
+        }
+        let one = |(id, bias): (&String, &Value)| {
+            let id = id.parse::<u32>().map_err(|_| wrong("a name is no token id"))?;
+            match bias.as_f64() {
+                Some(bias) if (-100.0..=100.0).contains(&bias) => Ok((id, bias as f32)),
+                _ => Err(wrong(&format!("that of token {id} is none"))),
+            }
+        };
+        biases.iter().map(one).collect()
     }
 
     fn seed(&self) -> Result<Option<u64>, Reject> {
@@ -252,10 +377,7 @@ impl Fields {
                 Value::Array(list) => list.is_empty(),
                 Value::Object(map) => map.is_empty() || (map.len() == 1 && value["type"] == "text"),
                 Value::String(s) => s.is_empty() || s == "none" || s == "auto",
-                Value::Number(n) => match *name {
-                    "n" | "best_of" => n.as_f64() == Some(1.0),
-                    _ => n.as_f64() == Some(0.0) && *name == "top_logprobs",
-                },
+                Value::Number(_) => false,
                 Value::Null => true,
             };
             if !neutral {
@@ -273,19 +395,16 @@ impl Fields {
 
 /// Field, and what is right instead.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("n", "only 1 answer a request"),
-    ("best_of", "only 1 answer a request"),
-    ("logprobs", "leave it out"),
-    ("top_logprobs", "leave it out"),
     ("tools", "leave it out"),
     ("tool_choice", "only \"none\" and \"auto\" without tools"),
     ("functions", "leave it out"),
     ("function_call", "only \"none\" and \"auto\" without functions"),
     ("response_format", "only {\"type\":\"text\"}"),
-    ("logit_bias", "leave it out"),
     ("audio", "this model reads and writes text"),
     ("suffix", "this model continues text"),
     ("echo", "leave it out"),
+    ("dry_sequence_breakers", "line feed, colon, quotation mark and asterisk break a passage"),
+    ("samplers", "the order is fixed"),
 ];
 
 fn messages(value: Value) -> Result<Prompt, Reject> {

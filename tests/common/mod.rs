@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use hearth::engine::queue::{EngineEnd, Event, FinishReason, Job, Rings};
 use hearth::serve::access::SocketSetup;
+use hearth::engine::sampler::logprobs;
 use hearth::serve::text::{AnswerText, TextModel};
 use hearth::serve::{Defaults, ServeError, ServeSetup};
 use hearth::text::TokenId;
@@ -47,6 +48,22 @@ impl TextModel for Bytes {
 
     fn encode(&self, text: &str) -> Result<Vec<TokenId>, String> {
         Ok(text.bytes().map(|b| TokenId(u32::from(b))).collect())
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, _: bool) -> Result<Vec<TokenId>, String> {
+        let mut ids = self.encode(text)?;
+        if add_special {
+            ids.insert(0, TokenId(0));
+        }
+        Ok(ids)
+    }
+
+    fn decode(&self, tokens: &[TokenId]) -> Vec<u8> {
+        tokens.iter().map(|token| token.0 as u8).collect()
+    }
+
+    fn token_bytes(&self, _: TokenId) -> &[u8] {
+        b"x"
     }
 
     fn vocabulary_len(&self) -> usize {
@@ -164,6 +181,7 @@ fn one_job(end: &mut EngineEnd<'_>, job: Box<Job>, script: &Script) {
                 id: job.id,
                 token: TokenId(u32::from(bytes[made % bytes.len()])),
                 logits_hash: hash(made + 1),
+                logprobs: job.logprobs.map(|count| logprobs(&[1.0, 3.0, 2.0], TokenId(1), count)),
             },
         );
         made += 1;
@@ -269,6 +287,7 @@ pub fn with_daemon_on(
                     confine: Box::new(|| Ok(())),
                     apps: None,
                     facts: Default::default(),
+                    plan: serde_json::json!({"total_bytes": 7}),
                     ready: Box::new(move || ready_tx.send(()).unwrap()),
                 },
                 link,

@@ -83,11 +83,11 @@ fn an_idle_connection_closes_without_a_word() {
 fn a_reader_that_stops_is_given_up() {
     let begin = Instant::now();
     let (mut conn, _peer) = pair(begin);
-    conn.queued(1, emitter());
+    conn.queued(emitter());
     assert_eq!(conn.deadline(), None, "the engine takes the time it needs");
     let text = "x".repeat(1024);
     let mut taken = 0;
-    while conn.delta(&text, begin) {
+    while conn.delta(0, &text, None, begin) {
         taken += text.len();
         assert!(taken < 16 << 20, "the output is not bounded");
     }
@@ -109,15 +109,15 @@ fn an_answer_goes_through_every_state() {
     peer.write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n").unwrap();
     conn.read(now);
     assert_eq!(conn.next_request(now).unwrap().path, "/a");
-    conn.queued(7, emitter());
-    assert_eq!((conn.state(), conn.request()), (State::Queued, Some(7)));
+    conn.queued(emitter());
+    assert_eq!(conn.state(), State::Queued);
     assert!(conn.next_request(now).is_none(), "the pipelined one waits");
     assert!(!conn.interest().read, "and so does the kernel");
-    assert!(conn.delta("hi", now));
+    assert!(conn.delta(0, "hi", None, now));
     assert_eq!(conn.state(), State::Streaming);
     let outcome = Outcome { finish: Finish::Stop, usage: Usage::default(), logits_hash: None };
-    conn.finish(Ok(&outcome), now);
-    assert_eq!((conn.state(), conn.request()), (State::Reading, None));
+    conn.finish(0, Ok(&outcome), now);
+    assert_eq!(conn.state(), State::Reading);
     assert_eq!(conn.next_request(now).unwrap().path, "/b");
     conn.answer(Reply { keep_alive: false, ..REPLY }, 200, "{}", now);
     assert_eq!(conn.state(), State::Draining);

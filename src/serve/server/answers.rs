@@ -7,15 +7,16 @@ use std::time::Instant;
 
 use super::{Owner, Running, Server};
 use crate::engine::queue::{Event, FinishReason, RequestId};
+use crate::engine::sampler::TokenLogprobs;
 use crate::engine::scheduler::{Class, Peer, may_wait};
 use crate::serve::access::Rule;
-use crate::serve::admit::admit;
-use crate::serve::conn::Conn;
+use crate::serve::admit::{admit, another};
+use crate::serve::conn::{Conn, MAX_OUTPUT_BYTES};
 use crate::serve::memory::{max_jobs, max_text_bytes};
 use crate::serve::tty::TtyPort;
 use crate::sys::marks::{self, Stage};
 use crate::text::TokenId;
-use crate::wire::{Finish, GenerateRequest, Outcome, RETRY_AFTER_S, Reject, Usage};
+use crate::wire::{Finish, GenerateRequest, Logprob, Outcome, RETRY_AFTER_S, Reject, Usage};
 
 impl Server<'_, '_, '_> {
     pub(super) fn submit(
@@ -27,16 +28,18 @@ impl Server<'_, '_, '_> {
         if self.is_stopping() {
             return Err(Reject::unavailable("the daemon is stopping"));
         }
-        if self.running.len() >= max_jobs(self.setup.sequences) {
+        let answers = request.n.max(1);
+        if self.running.len() + answers > max_jobs(self.setup.sequences) {
             return Err(Reject::busy());
         }
         let (peer, rule) = self.peer(owner);
         let own = self.running.values().filter(|running| running.peer == peer.id).count();
-        if !may_wait(own, self.link.waiting()) {
+        // Each of the answers takes a place.
+        if !(0..answers).all(|more| may_wait(own + more, self.link.waiting() + more)) {
             return Err(Reject::busy());
         }
-        if let Some(most) = rule.max_sequences.filter(|most| own >= *most) {
-            let why = format!("{own} requests are under way, a user may have {most} at once on this socket");
+        if let Some(most) = rule.max_sequences.filter(|most| own + answers > *most) {
+            let why = format!("{own} answers are under way and {answers} asked for, a user may have {most} at once on this socket");
             return Err(Reject::over_limit("too_many_sequences", why, RETRY_AFTER_S));
         }
         let metered = rule.tokens_per_minute.zip(u32::try_from(peer.id).ok());
@@ -47,28 +50,45 @@ impl Server<'_, '_, '_> {
             Owner::Tty => self.tty.as_ref().is_some_and(TtyPort::keeps_answer),
             Owner::Conn(_) | Owner::Nobody => !request.stream,
         };
+        let room = self.room(request) / answers;
         let id = self.next_request;
         let mut job = admit(id, request, self.setup.text, &self.setup.defaults, context_tokens)?;
         self.may_have(metered, job.prompt.len(), now)?;
         job.peer = peer;
-        let running = Running {
-            owner,
-            peer: peer.id,
-            metered: metered.map(|(_, uid)| uid),
-            text: self.setup.text.answer(&request.stop).map_err(|why| Reject::field("stop", why))?,
-            cancel: Arc::clone(&job.cancel),
-            usage: Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0, cached_tokens: 0 },
-            room: keeps.then(|| max_text_bytes(self.setup.context_tokens)),
-        };
-        self.link.submit(job).map_err(|_| Reject::busy())?;
-        if let Some(uid) = running.metered {
-            self.meters.charge(uid, running.usage.prompt_tokens);
+        let usage = Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0, cached_tokens: 0 };
+        let mut others: Vec<_> = (1..answers).map(|further| another(&job, further as u64)).collect();
+        others.insert(0, job);
+        for (choice, job) in others.into_iter().enumerate() {
+            let running = Running {
+                owner,
+                peer: peer.id,
+                metered: metered.map(|(_, uid)| uid),
+                choice,
+                text: self.setup.text.answer(&request.stop).map_err(|why| Reject::field("stop", why))?,
+                cancel: Arc::clone(&job.cancel),
+                usage,
+                room: keeps.then_some(room),
+            };
+            let number = job.id;
+            if self.link.submit(job).is_err() {
+                self.abandon_all(owner);
+                return Err(Reject::busy());
+            }
+            self.counters.submitted(if choice == 0 { usage.prompt_tokens } else { 0 });
+            self.next_request += 1;
+            self.running.insert(number, running);
         }
-        self.counters.submitted(running.usage.prompt_tokens);
-        log::debug!("request {id}: {} prompt tokens", running.usage.prompt_tokens);
-        self.next_request += 1;
-        self.running.insert(id, running);
+        if let Some((_, uid)) = metered {
+            self.meters.charge(uid, usage.prompt_tokens);
+        }
+        log::debug!("request {id}: {} prompt tokens, {answers} answers", usage.prompt_tokens);
         Ok(id)
+    }
+
+    /// Bytes that the answers of a request may take where they are kept whole: what a connection's output may hold in any case.
+    fn room(&self, request: &GenerateRequest) -> usize {
+        let text = max_text_bytes(self.setup.context_tokens);
+        if request.logprobs.is_some() { text.max(MAX_OUTPUT_BYTES) } else { text }
     }
 
     /// Whose turn a request takes, and what they may have: each user of the sockets has one, and so has the serial line, where a
@@ -106,7 +126,10 @@ impl Server<'_, '_, '_> {
                         running.usage.cached_tokens = cached_tokens;
                     }
                 }
-                Event::Token { id, token, logits_hash } => self.token(id, token, logits_hash, now),
+                Event::Token { id, token, logits_hash, logprobs } => {
+                    let logprob = logprobs.map(|told| self.logprob(token, &told));
+                    self.token(id, token, logprob, logits_hash, now);
+                }
                 Event::Finished { job, reason, completion_tokens, logits_hash } => {
                     self.counters.ended(reason, completion_tokens);
                     self.finished(job.id, reason, completion_tokens, logits_hash, now);
@@ -115,11 +138,20 @@ impl Server<'_, '_, '_> {
         }
     }
 
-    pub(super) fn token(&mut self, id: RequestId, token: TokenId, hash: Option<u64>, now: Instant) {
+    fn logprob(&self, token: TokenId, told: &TokenLogprobs) -> Logprob {
+        let bytes = |token: TokenId| self.setup.text.token_bytes(token).to_vec();
+        Logprob {
+            bytes: bytes(token),
+            logprob: told.logprob,
+            top: told.top().iter().map(|&(token, logprob)| (bytes(token), logprob)).collect(),
+        }
+    }
+
+    fn token(&mut self, id: RequestId, token: TokenId, logprob: Option<Logprob>, hash: Option<u64>, now: Instant) {
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
-        let owner = running.owner;
+        let (owner, choice) = (running.owner, running.choice);
         if owner == Owner::Nobody {
             return;
         }
@@ -132,21 +164,21 @@ impl Server<'_, '_, '_> {
         let stopped = running.text.push(token, &mut piece);
         let usage = running.usage;
         if let Some(room) = &mut running.room {
-            match room.checked_sub(json_bytes(&piece)) {
+            match room.checked_sub(json_bytes(&piece) + logprob.as_ref().map_or(0, Logprob::cost)) {
                 Some(left) => *room = left,
                 None => {
                     let outcome = Outcome { finish: Finish::Length, usage, logits_hash: hash };
-                    self.conclude(owner, Ok(&outcome), now);
+                    self.conclude(owner, choice, Ok(&outcome), now);
                     return self.abandon(id);
                 }
             }
         }
-        if !self.deliver(owner, &piece, now) {
+        if !self.deliver(owner, choice, &piece, logprob, now) {
             self.abandon(id);
         } else if stopped {
             // The engine may be some steps ahead by now; how many depends on the clock, and the hash must not.
             let outcome = Outcome { finish: Finish::Stop, usage, logits_hash: hash };
-            self.conclude(owner, Ok(&outcome), now);
+            self.conclude(owner, choice, Ok(&outcome), now);
             self.abandon(id);
         }
     }
@@ -168,7 +200,7 @@ impl Server<'_, '_, '_> {
         }
         let mut piece = String::new();
         running.text.finish(&mut piece);
-        if !self.deliver(running.owner, &piece, now) {
+        if !self.deliver(running.owner, running.choice, &piece, None, now) {
             return;
         }
         let usage = Usage { completion_tokens: tokens, ..running.usage };
@@ -181,7 +213,7 @@ impl Server<'_, '_, '_> {
             }
             FinishReason::Refused => Err(Reject::internal("the engine refused the request; the log says why")),
         };
-        self.conclude(running.owner, outcome.as_ref(), now);
+        self.conclude(running.owner, running.choice, outcome.as_ref(), now);
     }
 
     /// The answer ends here and now, whatever step the engine is in.
@@ -189,35 +221,39 @@ impl Server<'_, '_, '_> {
         let Some(running) = self.running.get_mut(&id) else {
             return;
         };
-        let (owner, usage) = (running.owner, running.usage);
+        let (owner, choice, usage) = (running.owner, running.choice, running.usage);
         if owner != Owner::Nobody {
             let mut piece = String::new();
             running.text.finish(&mut piece);
-            if self.deliver(owner, &piece, now) {
+            if self.deliver(owner, choice, &piece, None, now) {
                 let outcome = why.map(|finish| Outcome { finish, usage, logits_hash: None });
-                self.conclude(owner, outcome.as_ref().map_err(|reject| *reject), now);
+                self.conclude(owner, choice, outcome.as_ref().map_err(|reject| *reject), now);
             }
         }
         self.abandon(id);
     }
 
     /// False: the owner is lost.
-    pub(super) fn deliver(&mut self, owner: Owner, piece: &str, now: Instant) -> bool {
+    fn deliver(&mut self, owner: Owner, choice: usize, piece: &str, logprob: Option<Logprob>, now: Instant) -> bool {
         match owner {
-            Owner::Conn(key) => self.conns.get_mut(&key).is_some_and(|conn| conn.delta(piece, now)),
+            Owner::Conn(key) => self.conns.get_mut(&key).is_some_and(|conn| conn.delta(choice, piece, logprob, now)),
             Owner::Tty => self.tty.as_mut().is_some_and(|tty| tty.delta(piece)),
             Owner::Nobody => true,
         }
     }
 
-    pub(super) fn conclude(&mut self, owner: Owner, outcome: Result<&Outcome, &Reject>, now: Instant) {
+    fn conclude(&mut self, owner: Owner, choice: usize, outcome: Result<&Outcome, &Reject>, now: Instant) {
         if outcome.is_ok() {
             marks::reach(Stage::FirstAnswer);
         }
         match owner {
             Owner::Conn(key) => {
                 if let Some(conn) = self.conns.get_mut(&key) {
-                    conn.finish(outcome, now);
+                    conn.finish(choice, outcome, now);
+                }
+                if outcome.is_err() {
+                    // The connection is free for its next request: nothing of this one may reach it.
+                    self.abandon_all(owner);
                 }
             }
             Owner::Tty => {
@@ -226,6 +262,16 @@ impl Server<'_, '_, '_> {
                 }
             }
             Owner::Nobody => {}
+        }
+    }
+
+    /// Nobody waits for any of this owner's jobs any more.
+    pub(super) fn abandon_all(&mut self, owner: Owner) {
+        let ids: Vec<RequestId> =
+            self.running.iter().filter(|(_, running)| running.owner == owner).map(|(&id, _)| id).collect();
+        for id in ids {
+            log::debug!("request {id}: its client went away, or is answered");
+            self.abandon(id);
         }
     }
 

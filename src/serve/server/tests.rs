@@ -23,6 +23,18 @@ impl TextModel for NoText {
         Err("no text".to_owned())
     }
 
+    fn tokenize(&self, _: &str, _: bool, _: bool) -> Result<Vec<TokenId>, String> {
+        Err("no text".to_owned())
+    }
+
+    fn decode(&self, _: &[TokenId]) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn token_bytes(&self, _: TokenId) -> &[u8] {
+        &[]
+    }
+
     fn vocabulary_len(&self) -> usize {
         0
     }
@@ -55,6 +67,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         confine: Box::new(|| Ok(())),
         apps: None,
         facts: Default::default(),
+        plan: Value::Null,
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);

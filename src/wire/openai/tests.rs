@@ -1,7 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::wire::{Finish, Message, Prompt, Usage};
+use crate::wire::http::Reply;
+use crate::wire::{Finish, Logprob, Message, Outcome, Prompt, SamplingFields, Usage};
 
 const STREAM: Reply = Reply { keep_alive: true, chunked: true, head_only: false };
 
@@ -101,19 +102,139 @@ fn a_field_out_of_range_is_named() {
         (r#""model":5"#, "model"),
         (r#""logits_hash":"yes""#, "logits_hash"),
         (r#""date":7"#, "date"),
-        (r#""n":2"#, "n"),
+        (r#""n":0"#, "n"),
+        (r#""n":9"#, "n"),
+        (r#""best_of":2"#, "best_of"),
         (r#""tools":[{"type":"function"}]"#, "tools"),
         (r#""tool_choice":"required""#, "tool_choice"),
-        (r#""logprobs":true"#, "logprobs"),
+        (r#""logprobs":1"#, "logprobs"),
+        (r#""logprobs":true,"top_logprobs":21"#, "top_logprobs"),
         (r#""top_logprobs":3"#, "top_logprobs"),
         (r#""response_format":{"type":"json_object"}"#, "response_format"),
-        (r#""logit_bias":{"5":1}"#, "logit_bias"),
+        (r#""logit_bias":{"5":101}"#, "logit_bias"),
+        (r#""logit_bias":{"five":1}"#, "logit_bias"),
+        (r#""logit_bias":[5]"#, "logit_bias"),
+        (r#""typical_p":0"#, "typical_p"),
+        (r#""xtc_probability":2"#, "xtc_probability"),
+        (r#""xtc_threshold":-1"#, "xtc_threshold"),
+        (r#""dry_multiplier":-1"#, "dry_multiplier"),
+        (r#""dry_base":0.5"#, "dry_base"),
+        (r#""dry_allowed_length":-1"#, "dry_allowed_length"),
+        (r#""dry_penalty_last_n":-2"#, "dry_penalty_last_n"),
+        (r#""dry_sequence_breakers":["x"]"#, "dry_sequence_breakers"),
+        (r#""repeat_last_n":-2"#, "repeat_last_n"),
+        (r#""repeat_penalty":0"#, "repeat_penalty"),
+        (r#""repeat_penalty":1.5,"repetition_penalty":1.25"#, "repeat_penalty"),
+        (r#""mirostat":3"#, "mirostat"),
+        (r#""mirostat_tau":21"#, "mirostat_tau"),
+        (r#""mirostat_eta":"x""#, "mirostat_eta"),
+        (r#""dynatemp_range":3"#, "dynatemp_range"),
+        (r#""dynatemp_exponent":0"#, "dynatemp_exponent"),
+        (r#""user":7"#, "user"),
         (r#""modalities":["text","audio"]"#, "modalities"),
     ] {
         let reject = with(field).expect_err(field);
         assert_eq!(reject.status, 400, "{field}");
         assert_eq!(reject.param.as_deref().unwrap_or(""), param, "{field}: {reject}");
     }
+}
+
+#[test]
+fn llama_cpps_sampling_fields_and_several_answers_are_read() {
+    let all = with(
+        r#""n":3,"best_of":3,"logprobs":true,"top_logprobs":5,"logit_bias":{"5":-100,"7":1.5},"repeat_penalty":1.5,
+           "repeat_last_n":-1,"typical_p":0.5,"xtc_probability":0.25,"xtc_threshold":0.125,"dry_multiplier":0.5,
+           "dry_base":1.5,"dry_allowed_length":3,"dry_penalty_last_n":64,"mirostat":2,"mirostat_tau":4,
+           "mirostat_eta":0.5,"dynatemp_range":0.5,"dynatemp_exponent":2"#,
+    )
+    .unwrap();
+    assert_eq!((all.n, all.logprobs), (3, Some(5)));
+    let expected = SamplingFields {
+        logit_bias: vec![(5, -100.0), (7, 1.5)],
+        repetition_penalty: Some(1.5),
+        repeat_last_n: Some(usize::MAX),
+        typical_p: Some(0.5),
+        xtc_probability: Some(0.25),
+        xtc_threshold: Some(0.125),
+        dry_multiplier: Some(0.5),
+        dry_base: Some(1.5),
+        dry_allowed_length: Some(3),
+        dry_penalty_last_n: Some(64),
+        mirostat: Some(2),
+        mirostat_tau: Some(4.0),
+        mirostat_eta: Some(0.5),
+        dynatemp_range: Some(0.5),
+        dynatemp_exponent: Some(2.0),
+        ..SamplingFields::default()
+    };
+    assert_eq!(all.sampling, expected);
+    assert_eq!(with(r#""logprobs":true"#).unwrap().logprobs, Some(0));
+    assert_eq!(completion(r#"{"prompt":"x","logprobs":3}"#).unwrap().logprobs, Some(3));
+    assert!(completion(r#"{"prompt":"x","logprobs":true}"#).is_err());
+}
+
+#[test]
+fn text_to_tokens_and_back_in_llama_servers_shape() {
+    let post = |path: &str, body: &str| route(&request("POST", path, body));
+    let tokenize = |add_special, parse_special| Call::Tokenize { content: "hi".to_owned(), add_special, parse_special };
+    assert_eq!(post("/tokenize", r#"{"content":"hi"}"#), Ok(tokenize(false, true)));
+    let both = r#"{"content":"hi","add_special":true,"parse_special":false}"#;
+    assert_eq!(post("/tokenize", both), Ok(tokenize(true, false)));
+    assert_eq!(post("/detokenize", r#"{"tokens":[1,2]}"#), Ok(Call::Detokenize(vec![1, 2])));
+    for (path, body, param) in [
+        ("/tokenize", "{}", "content"),
+        ("/tokenize", r#"{"content":7}"#, "content"),
+        ("/tokenize", r#"{"content":"x","add_special":1}"#, "add_special"),
+        ("/detokenize", "{}", "tokens"),
+        ("/detokenize", r#"{"tokens":[-1]}"#, "tokens"),
+    ] {
+        assert_eq!(post(path, body).unwrap_err().param.as_deref(), Some(param), "{path} {body}");
+    }
+    assert_eq!(route(&request("GET", "/v1/models/a%20b%2x", "")), Ok(Call::Model("a b%2x".to_owned())));
+    assert_eq!(route(&request("GET", "/v1/plan", "")), Ok(Call::Plan));
+}
+
+#[test]
+fn log_probabilities_have_the_shape_of_their_api() {
+    let mut request = GenerateRequest::new(Prompt::Text("x".to_owned()));
+    let one = || Logprob { bytes: b"a".to_vec(), logprob: -0.5, top: vec![(b"a".to_vec(), -0.5), (vec![0xC3], -2.0)] };
+    let mut out = Vec::new();
+    let mut chat = Emitter::new(5, "m", Style::Chat, STREAM, &request);
+    chat.delta(0, "a", Some(one()), &mut out);
+    assert!(chat.finish(0, &DONE, &mut out));
+    let body: Value = serde_json::from_str(&body_of(out)).unwrap();
+    assert_eq!(
+        body["choices"][0]["logprobs"].to_string(),
+        r#"{"content":[{"token":"a","logprob":-0.5,"bytes":[97],"top_logprobs":[{"token":"a","logprob":-0.5,"bytes":[97]},{"token":"�","logprob":-2.0,"bytes":[195]}]}],"refusal":null}"#
+    );
+    request.stream = true;
+    let mut out = Vec::new();
+    let mut text = Emitter::new(5, "m", Style::Completion, Reply { chunked: false, ..STREAM }, &request);
+    text.delta(0, "a", Some(one()), &mut out);
+    text.delta(0, "a", Some(one()), &mut out);
+    let lists = |offset: usize| {
+        format!(
+            r#""logprobs":{{"tokens":["a"],"token_logprobs":[-0.5],"top_logprobs":[{{"a":-0.5,"�":-2.0}}],"text_offset":[{offset}]}}"#
+        )
+    };
+    let body = body_of(out);
+    assert!(body.contains(&lists(0)) && body.contains(&lists(1)), "{body}");
+}
+
+#[test]
+fn several_answers_end_as_one() {
+    let mut request = GenerateRequest::new(Prompt::Text("x".to_owned()));
+    request.n = 2;
+    let mut out = Vec::new();
+    let mut chat = Emitter::new(5, "m", Style::Chat, STREAM, &request);
+    chat.delta(1, "b", None, &mut out);
+    assert!(!chat.finish(1, &DONE, &mut out) && out.is_empty());
+    chat.delta(0, "a", None, &mut out);
+    assert!(chat.finish(0, &DONE, &mut out));
+    let body: Value = serde_json::from_str(&body_of(out)).unwrap();
+    let text = |at: usize| body["choices"][at]["message"]["content"].as_str();
+    assert_eq!((text(0), text(1)), (Some("a"), Some("b")));
+    assert_eq!((&body["usage"]["prompt_tokens"], &body["usage"]["completion_tokens"]), (&json!(3), &json!(4)));
 }
 
 #[test]
@@ -227,18 +348,18 @@ fn a_whole_answer_is_these_bytes() {
     let mut out = Vec::new();
     let request = GenerateRequest::new(Prompt::Text("x".to_owned()));
     let mut chat = Emitter::new(5, "m", Style::Chat, STREAM, &request);
-    chat.delta("a\"", &mut out);
-    chat.delta("b", &mut out);
+    chat.delta(0, "a\"", None, &mut out);
+    chat.delta(0, "b", None, &mut out);
     assert!(out.is_empty());
-    chat.finish(&DONE, &mut out);
+    chat.finish(0, &DONE, &mut out);
     assert_eq!(
         body_of(out),
         r#"{"id":"chatcmpl-5","object":"chat.completion","created":0,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"a\"b"},"logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}},"hearth":{"logits_hash":"00000000000000ab"}}"#
     );
     let mut out = Vec::new();
     let mut text = Emitter::new(6, "m", Style::Completion, STREAM, &request);
-    text.delta("ab", &mut out);
-    text.finish(&Outcome { finish: Finish::Length, logits_hash: None, ..DONE }, &mut out);
+    text.delta(0, "ab", None, &mut out);
+    text.finish(0, &Outcome { finish: Finish::Length, logits_hash: None, ..DONE }, &mut out);
     assert_eq!(
         body_of(out),
         r#"{"id":"cmpl-6","object":"text_completion","created":0,"model":"m","choices":[{"index":0,"text":"ab","logprobs":null,"finish_reason":"length"}],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,"prompt_tokens_details":{"cached_tokens":1}}}"#
@@ -253,10 +374,10 @@ fn a_stream_is_these_bytes() {
     let raw = Reply { chunked: false, ..STREAM };
     let mut out = Vec::new();
     let mut emitter = Emitter::new(1, "m", Style::Completion, raw, &request);
-    emitter.delta("", &mut out);
+    emitter.delta(0, "", None, &mut out);
     assert!(out.is_empty());
-    emitter.delta("hi\n", &mut out);
-    emitter.finish(&DONE, &mut out);
+    emitter.delta(0, "hi\n", None, &mut out);
+    emitter.finish(0, &DONE, &mut out);
     let head = r#"data: {"id":"cmpl-1","object":"text_completion","created":0,"model":"m","choices":"#;
     let expected = [
         head,
@@ -278,7 +399,7 @@ fn a_stream_that_breaks_ends_with_the_error() {
     request.stream = true;
     let mut out = Vec::new();
     let mut emitter = Emitter::new(1, "m", Style::Chat, STREAM, &request);
-    emitter.delta("hi", &mut out);
+    emitter.delta(0, "hi", None, &mut out);
     emitter.reject(&Reject::internal("broken"), &mut out);
     let text = String::from_utf8(out).unwrap();
     assert!(text.contains(r#"data: {"error":{"message":"broken","type":"server_error""#), "{text}");
