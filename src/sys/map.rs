@@ -155,25 +155,27 @@ pub fn touch<T: Copy>(values: &mut [T]) {
     let page = page_bytes();
     advise_inside(values, HUGE_PAGE_BYTES, MmapAdvise::MADV_HUGEPAGE);
     // A write to each, in one call. A page that is read first is one of the kernel's zeros, and a large one of these comes apart.
-    let is_done = advise_inside(values, page, MmapAdvise::MADV_POPULATE_WRITE);
+    // Advice only: what it left undone, because the kernel is older than 5.14 or an emulator takes the call for a hint, the loop does.
+    advise_inside(values, page, MmapAdvise::MADV_POPULATE_WRITE);
     let step = (page / size_of::<T>().max(1)).max(1);
-    let len = values.len();
-    // Before Linux 5.14 each by itself. At both ends other things may lie in the same page, which is touched in any case.
-    let first_and_last = if is_done { len.saturating_sub(1).max(1) } else { step };
-    for value in values.iter_mut().step_by(first_and_last) {
+    for value in values.iter_mut().step_by(step) {
         *value = std::hint::black_box(*value);
+    }
+    // The steps begin in the middle of a page and may end one short.
+    if let Some(last) = values.last_mut() {
+        *last = std::hint::black_box(*last);
     }
 }
 
-/// Gives `advice` for the part of `values` that is made of whole units of `unit` bytes; whether the kernel took it.
-fn advise_inside<T>(values: &mut [T], unit: usize, advice: MmapAdvise) -> bool {
+/// Gives `advice` for the part of `values` that is made of whole units of `unit` bytes, where the kernel takes it.
+fn advise_inside<T>(values: &mut [T], unit: usize, advice: MmapAdvise) {
     let bytes = size_of_val(values);
     let before_first = values.as_ptr().addr().wrapping_neg() % unit;
     let whole = bytes.saturating_sub(before_first) / unit * unit;
     let first = NonNull::from(values).cast::<u8>();
     // SAFETY: `before_first + whole` is at most `bytes`, so the range lies inside of the borrowed values; both advices that are given
     // here change how the kernel backs the range and nothing of what is in it. A refusal costs time alone.
-    whole == 0 || unsafe { madvise(first.add(before_first).cast(), whole, advice) }.is_ok()
+    let _ = unsafe { madvise(first.add(before_first).cast(), whole, advice) };
 }
 
 /// Why memory could not be locked.
