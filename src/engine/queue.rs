@@ -78,7 +78,6 @@ pub enum FinishReason {
 
 /// What the engine tells the I/O thread.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "log probabilities cross the ring without a heap")]
 pub enum Event {
     /// The prompt is in the cache, the first token comes next.
     Begun {
@@ -333,6 +332,7 @@ impl EngineEnd<'_> {
     ///
     /// # Errors
     /// The ring is full and the event comes back; check [`EngineEnd::event_room`] before a step.
+    #[expect(clippy::result_large_err, reason = "log probabilities cross the ring without a heap")]
     pub fn emit(&mut self, event: Event) -> Result<(), Event> {
         self.events.enqueue(event)
     }
