@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hearth::engine::queue::{EngineEnd, Event, FinishReason, Job, Rings};
-use hearth::serve::access::SocketSetup;
 use hearth::engine::sampler::logprobs;
+use hearth::serve::access::SocketSetup;
 use hearth::serve::text::{AnswerText, TextModel};
 use hearth::serve::{Defaults, ServeError, ServeSetup};
 use hearth::text::TokenId;

@@ -39,7 +39,9 @@ impl Server<'_, '_, '_> {
             return Err(Reject::busy());
         }
         if let Some(most) = rule.max_sequences.filter(|most| own + answers > *most) {
-            let why = format!("{own} answers are under way and {answers} asked for, a user may have {most} at once on this socket");
+            let why = format!(
+                "{own} answers are under way and {answers} asked for, a user may have {most} at once on this socket"
+            );
             return Err(Reject::over_limit("too_many_sequences", why, RETRY_AFTER_S));
         }
         let metered = rule.tokens_per_minute.zip(u32::try_from(peer.id).ok());

@@ -65,6 +65,7 @@ pub fn answer(model: &Path, kernels: Option<&str>, positions: usize, reads: bool
             max_tokens: ANSWER_TOKENS,
             ignore_eos: true,
             logits_hash: true,
+            logprobs: None,
             cancel: Arc::new(AtomicBool::new(false)),
             peer: Peer::default(),
         };
