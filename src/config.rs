@@ -152,7 +152,7 @@ pub struct UnknownKey {
 impl UnknownKey {
     fn new(line: usize, found: &str) -> Self {
         let key: String = found.chars().take(MAX_KEY_CHARS).flat_map(char::escape_debug).collect();
-        let near = KNOBS.iter().map(|knob| (edits(&key, knob.key), knob.key)).min();
+        let near = KNOBS.iter().map(|knob| (strsim::levenshtein(&key, knob.key), knob.key)).min();
         let nearest = near.filter(|(distance, _)| *distance <= MAX_EDITS).map(|(_, key)| key);
         Self { line, key, nearest }
     }
@@ -257,21 +257,6 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|&byte| byte == b'\n').count()
 }
 
-/// How many letters have to be put in, left out or changed to make one word of the other.
-fn edits(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, letter) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, &wanted) in other.iter().enumerate() {
-            let changed = diagonal + usize::from(letter != wanted);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[other.len()]
-}
-
 /// A path below the partition's root, without a way out.
 fn model_path(text: String) -> Result<PathBuf, ConfigError> {
     let path = PathBuf::from(&text);
@@ -372,6 +357,20 @@ mod tests {
         assert_eq!(all.apps, AppsConfig { enabled: true, restart: Restart::OnFailure });
         assert_eq!(all.sockets.len(), 1);
         assert_eq!(all.sockets[0].allow.as_ref().map(Vec::len), Some(2));
+    }
+
+    #[test]
+    fn the_defaults_that_are_told_are_those_that_are_taken() {
+        use crate::engine::pace::DEFAULT_STEP_MS;
+        use crate::tools::session::{DEFAULT_CONTEXT, DEFAULT_SEQUENCES};
+        for (key, taken) in [
+            ("ctx", DEFAULT_CONTEXT.to_string()),
+            ("sequences", DEFAULT_SEQUENCES.to_string()),
+            ("step_ms", DEFAULT_STEP_MS.to_string()),
+        ] {
+            let told = KNOBS.iter().find(|knob| knob.key == key).unwrap().default;
+            assert_eq!(told.split(',').next(), Some(taken.as_str()), "{key}");
+        }
     }
 
     #[test]

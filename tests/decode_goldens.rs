@@ -13,11 +13,7 @@ use hearth::engine::capacity::Capacity;
 use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
-use hearth::model::gguf::Gguf;
-use hearth::model::weights::WeightLayout;
-use hearth::model::{Model, arch, reference};
-use hearth::sys::map::Region;
-use hearth::sys::workers::Workers;
+use hearth::model::reference;
 use hearth::text::TokenId;
 use hearth_kernels::Kernels;
 use tiny::{SHAPE, Shape};
@@ -48,16 +44,6 @@ struct Settings {
     prefill_chunk: usize,
 }
 
-fn with_tiny<R>(file: &[u8], threads: usize, use_model: impl FnOnce(&Model<'_>, Workers) -> R) -> R {
-    let gguf = Gguf::parse(file).unwrap();
-    let hyper = arch::hyper(&gguf).unwrap();
-    let layout = WeightLayout::new(&gguf, &hyper).unwrap();
-    let mut region = Region::new(layout.region_bytes()).unwrap();
-    let mut workers = Workers::new(threads).unwrap();
-    let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |_| ()).unwrap();
-    use_model(&model, workers)
-}
-
 fn job(id: u64, prompt: Vec<TokenId>, sampling: SamplingParams) -> Box<Job> {
     let cancel = Arc::new(AtomicBool::new(false));
     Box::new(Job {
@@ -80,7 +66,7 @@ fn prompt(seed: u32) -> Vec<TokenId> {
 /// Hash and tokens of the golden prompt, run beside `batch - 1` other prompts.
 fn run(file: &[u8], settings: Settings, sampling: &SamplingParams) -> (u64, Vec<TokenId>) {
     let Settings { kernels, threads, batch, prefill_chunk } = settings;
-    with_tiny(file, threads, |model, workers| {
+    tiny::with_model(file, threads, |model, workers| {
         let max_rows = prefill_chunk.max(batch);
         let capacity =
             Capacity { ctx: 256, sequences: batch, max_rows, max_outputs: batch, threads, ..Capacity::default() };
@@ -159,7 +145,7 @@ fn the_same_seed_gives_the_same_text_in_any_company() {
 fn the_numeric_model_stays_close_to_plain_f32() {
     for (format, _) in GOLDENS {
         let file = tiny::model(tiny::shape_for(format), format, 11);
-        with_tiny(&file, 1, |model, mut workers| {
+        tiny::with_model(&file, 1, |model, mut workers| {
             let tokens = prompt(1);
             let n_vocab = model.hyper.n_vocab;
             let exact = reference::logits(model, &tokens);

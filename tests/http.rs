@@ -260,7 +260,7 @@ fn a_full_ring_is_told_as_429() {
     script.frozen.store(true, Ordering::SeqCst);
     with_daemon(&script, None, |daemon| {
         // One user: the last places are for others.
-        let waiting = hearth::engine::queue::WAITING_JOBS - hearth::engine::scheduler::RESERVED_PLACES;
+        let waiting = hearth::engine::scheduler::WAITING_JOBS - hearth::engine::scheduler::RESERVED_PLACES;
         let mut streams: Vec<UnixStream> = (0..waiting).map(|_| daemon.connect()).collect();
         for stream in &mut streams {
             stream.write_all(post(CHAT, &ask(false)).as_bytes()).unwrap();

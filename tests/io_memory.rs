@@ -12,8 +12,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use common::{CONTEXT_TOKENS, Script, post, wait_for, with_daemon};
-use hearth::engine::queue::WAITING_JOBS;
-use hearth::engine::scheduler::RESERVED_PLACES;
+use hearth::engine::scheduler::{RESERVED_PLACES, WAITING_JOBS};
 use hearth::model::gguf::Gguf;
 use hearth::model::vocab::raw_vocab;
 use hearth::serve::MAX_INPUT_BYTES;

@@ -14,10 +14,7 @@ use hearth::engine::queue::{Event, Job};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::Peer;
 use hearth::engine::{Engine, PinError};
-use hearth::model::gguf::Gguf;
-use hearth::model::weights::WeightLayout;
-use hearth::model::{Model, arch};
-use hearth::sys::map::Region;
+use hearth::model::Model;
 use hearth::sys::workers::Workers;
 use hearth::text::TokenId;
 use hearth_kernels::Kernels;
@@ -27,16 +24,11 @@ const CTX: usize = 256;
 const SEQUENCES: usize = 3;
 
 fn with_model(test: impl Fn(&Model<'_>, Kernels)) {
-    let file = tiny::model(SHAPE, "Q4_1", 7);
-    let gguf = Gguf::parse(&file).unwrap();
-    let hyper = arch::hyper(&gguf).unwrap();
-    let layout = WeightLayout::new(&gguf, &hyper).unwrap();
-    let mut region = Region::new(layout.region_bytes()).unwrap();
-    let mut workers = Workers::new(1).unwrap();
-    let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |_| ()).unwrap();
-    for kernels in Kernels::supported() {
-        test(&model, kernels);
-    }
+    tiny::with_model(&tiny::model(SHAPE, "Q4_1", 7), 1, |model, _| {
+        for kernels in Kernels::supported() {
+            test(model, kernels);
+        }
+    });
 }
 
 fn engine<'m>(model: &'m Model<'m>, kernels: Kernels, prefix: usize) -> Engine<'m> {

@@ -17,11 +17,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::gauges::{Counted, Gauges, StepReport};
 use super::prefix::BlockCounts;
 use super::sampler::{SamplingParams, TokenLogprobs};
-use super::scheduler::{Peer, next_to_begin};
+use super::scheduler::{Peer, WAITING_JOBS, next_to_begin};
 use crate::text::TokenId;
 
-/// Jobs that may wait for a sequence, on their way to the engine or with it.
-pub const WAITING_JOBS: usize = 32;
 /// Slots of the ring of jobs; one stays empty.
 const COMMAND_RING_SLOTS: usize = WAITING_JOBS + 1;
 /// Events that may wait between the engine and the I/O thread (ring slots; one stays empty).

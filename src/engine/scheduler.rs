@@ -5,8 +5,6 @@
 //! prompts the oldest. Nothing here reads a clock or keeps anything: the same state gives the same plan.
 //! Called by `engine` with every sequence's state; next on the data's way: `model::forward`.
 
-use super::queue::WAITING_JOBS;
-
 #[cfg(test)]
 mod tests;
 
@@ -69,6 +67,8 @@ pub struct StepLimits {
 /// Rows that a peer is given at a time: what the kernels' widest tiles take.
 pub const QUANTUM_ROWS: usize = 16;
 
+/// Jobs that may wait for a sequence, on their way to the engine or with it.
+pub const WAITING_JOBS: usize = 32;
 /// Places in the line that are kept for peers with fewer jobs than [`FEW_JOBS`].
 pub const RESERVED_PLACES: usize = 8;
 /// See [`RESERVED_PLACES`].

@@ -145,7 +145,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use nix::sys::wait::waitpid;
 
-    use super::super::supervise::how_it_ended;
+    use super::super::child::how_it_ended;
     use super::*;
 
     /// Runs a shell's words as the self-test; what its report is then.

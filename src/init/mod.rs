@@ -14,6 +14,7 @@
 
 pub mod apps;
 pub mod card;
+mod child;
 pub mod console;
 pub mod fault;
 pub mod job;

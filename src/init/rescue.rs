@@ -14,9 +14,10 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::card::Card;
+use super::child::how_it_ended;
 use super::console::{Command, Console};
 use super::job::{Job, Selftest};
-use super::supervise::{Ending, TICK, how_it_ended, show_boot_report, show_records};
+use super::supervise::{Ending, TICK, show_boot_report, show_records};
 use super::table::PARTITIONS;
 use super::watchdog::Watchdog;
 use crate::sys::poll::{Interest, Poller};

@@ -3,29 +3,25 @@
 //! child. Once serve answers it starts the [`super::apps`]. What is decided is in `init::judge`; next on the data's way: `serve`, at the other end of the line.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use super::apps::{AppSetup, Apps};
+use super::child::{Child, how_it_ended};
 use super::console::{self, Console};
 use super::fault::{self, Fault, Plan, Saboteur};
 use super::job::{Job, Selftest};
 use super::judge::{Action, End, Judge};
 use super::watchdog::Watchdog;
 use crate::sys::fault::LOST_FILE_EXIT_CODE;
-use crate::sys::heartbeat::{Line, Message};
+use crate::sys::heartbeat::Message;
 use crate::sys::marks::Stage;
 use crate::sys::poll::{Interest, Poller, Ready};
 use crate::sys::record::Records;
@@ -43,10 +39,6 @@ pub const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 pub const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// Messages taken from serve in one round: whatever it sends, the loop goes on.
 pub const MESSAGES_PER_ROUND: usize = 64;
-/// Pieces of serve's log, of 4 KiB each, taken in one round.
-pub const LOG_READS_PER_ROUND: usize = 16;
-/// Longest line of serve's log, in bytes; a longer one is cut in two.
-pub const MAX_LOG_LINE_BYTES: usize = 4096;
 
 /// What the runtime says of a panic, in front of its place.
 const PANICKED: &str = "panicked at ";
@@ -151,15 +143,6 @@ struct Supervisor<'a> {
     stopping: Option<Stopping>,
 }
 
-/// `hearth serve` and what connects it with us.
-struct Child {
-    pid: Pid,
-    line: Line,
-    log: File,
-    /// A line of its log that has not ended yet.
-    unfinished: Vec<u8>,
-}
-
 #[derive(Clone, Copy)]
 struct Stopping {
     ending: Ending,
@@ -251,7 +234,7 @@ impl Supervisor<'_> {
             for event in ready.iter().filter(|event| event.hung_up) {
                 let _ = match event.key {
                     LINE => self.poller.remove(&child.line),
-                    LOG => self.poller.remove(&child.log),
+                    LOG => self.poller.remove(child.log()),
                     _ => Ok(()),
                 };
             }
@@ -306,7 +289,7 @@ impl Supervisor<'_> {
         self.judge.ready(now);
         // Before serve reads there, and before the console says so.
         self.share_console();
-        let user = self.child.as_ref().and_then(|child| std::fs::metadata(format!("/proc/{}", child.pid)).ok());
+        let user = self.child.as_ref().and_then(|child| std::fs::metadata(format!("/proc/{}", child.pid())).ok());
         let user = user.map_or("an unknown user".to_owned(), |process| format!("user {}", process.uid()));
         self.console.stamp(&format!("serve is up as {user}"));
         self.saboteur.ready(now, self.serve.fault.as_ref(), &self.serve.records);
@@ -408,14 +391,14 @@ impl Supervisor<'_> {
         let started = match self.serve.models.get(self.model) {
             Some(model) => {
                 let set = if self.without_settings { &self.serve.defaults } else { &self.serve.arguments };
-                spawn(self.serve, model, set)
+                Child::spawn(&self.serve.program, self.serve.user, model, set)
             }
             None => Err(io::Error::other("there is no model: put a .gguf into models/ on the card's first partition")),
         };
         match started {
             Ok(child) => {
                 let watched = self.poller.add(&child.line, LINE, Interest::READ);
-                if let Err(error) = watched.and_then(|()| self.poller.add(&child.log, LOG, Interest::READ)) {
+                if let Err(error) = watched.and_then(|()| self.poller.add(child.log(), LOG, Interest::READ)) {
                     // Both are read in every round anyway.
                     self.console.log(&format!("watching serve: {error}"));
                 }
@@ -439,7 +422,7 @@ impl Supervisor<'_> {
                 Err(_) => return,
             };
             let Some(pid) = status.pid() else { continue };
-            if self.child.as_ref().is_some_and(|child| child.pid == pid) {
+            if self.child.as_ref().is_some_and(|child| child.pid() == pid) {
                 self.is_gone(status, now);
             } else if let Some(job) = self.job.take_if(|job| job.pid() == pid) {
                 let how = how_it_ended(status);
@@ -492,29 +475,16 @@ impl Supervisor<'_> {
     /// answers there.
     fn read_log(&mut self) {
         let Some(child) = &mut self.child else { return };
-        let mut bytes = [0; 4096];
-        for _ in 0..LOG_READS_PER_ROUND {
-            let Ok(n @ 1..) = child.log.read(&mut bytes) else { break };
-            child.unfinished.extend_from_slice(bytes.get(..n).unwrap_or_default());
-            loop {
-                let end = child.unfinished.iter().position(|&byte| byte == b'\n');
-                let Some(end) =
-                    end.or((child.unfinished.len() >= MAX_LOG_LINE_BYTES).then_some(MAX_LOG_LINE_BYTES - 1))
-                else {
-                    break;
-                };
-                let line: Vec<u8> = child.unfinished.drain(..=end).collect();
-                let line = String::from_utf8_lossy(&line);
-                let line = line.trim_end().trim_start_matches("hearth: ");
-                // The place alone: what follows may hold a value. It stands on a line of its own.
-                if let Some(at) = line.find(PANICKED).filter(|_| line.starts_with("thread '")) {
-                    self.panicked = line.get(at..).map(|place| place.trim_end_matches(':').to_owned());
-                }
-                if line.starts_with("[INFO]") || line.starts_with("[DEBUG]") || self.judge.is_serving() {
-                    self.console.log(line);
-                } else {
-                    self.console.say(line);
-                }
+        for line in child.log_lines() {
+            let line = line.trim_start_matches("hearth: ");
+            // The place alone: what follows may hold a value. It stands on a line of its own.
+            if let Some(at) = line.find(PANICKED).filter(|_| line.starts_with("thread '")) {
+                self.panicked = line.get(at..).map(|place| place.trim_end_matches(':').to_owned());
+            }
+            if line.starts_with("[INFO]") || line.starts_with("[DEBUG]") || self.judge.is_serving() {
+                self.console.log(line);
+            } else {
+                self.console.say(line);
             }
         }
     }
@@ -577,18 +547,8 @@ impl Supervisor<'_> {
 
     fn signal(&self, signal: Signal) {
         if let Some(child) = &self.child {
-            // It is not reaped yet, so the number is still its own.
-            let _ = kill(child.pid, signal);
+            child.signal(signal);
         }
-    }
-}
-
-/// How a process ended, in words.
-pub(super) fn how_it_ended(status: WaitStatus) -> String {
-    match status {
-        WaitStatus::Exited(_, code) => format!("exit code {code}"),
-        WaitStatus::Signaled(_, signal, _) => signal.to_string(),
-        other => format!("{other:?}"),
     }
 }
 
@@ -602,27 +562,4 @@ pub(super) fn show_records(console: &mut Console, records: &Records) {
     let lines = records.read();
     console.show(&format!("{} failures are on record, the newest last", lines.len()));
     lines.iter().for_each(|line| console.show(line));
-}
-
-fn spawn(serve: &Serve, model: &Path, arguments: &[OsString]) -> io::Result<Child> {
-    let (line, childs_end) = Line::pair()?;
-    let (log, childs_log) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    fcntl(&log, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    let mut command = Command::new(&serve.program);
-    if let Some(id) = serve.user {
-        // Supplementary groups and all capabilities go with it.
-        command.uid(id).gid(id);
-    }
-    let child = command
-        .args(["serve", "--supervised", "--model"])
-        .arg(model)
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::from(childs_end))
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(childs_log))
-        .spawn()?;
-    // Children are reaped all together, by number.
-    let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
-    Ok(Child { pid, line, log: File::from(log), unfinished: Vec::new() })
 }

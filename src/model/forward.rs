@@ -21,7 +21,7 @@ use crate::sys::workers::Workers;
 use crate::text::TokenId;
 
 mod attention;
-use attention::Shares;
+use attention::{Past, Shares};
 
 /// One row of a step.
 #[derive(Clone, Copy, Debug)]
@@ -113,12 +113,13 @@ pub fn forward(
             }
         });
         step.store(hyper, cache, index, tables, rows, qkv);
+        let past = Past { hyper, cache, layer: index, tables };
         let source = if n <= shared_rows(hyper, max_rows, step.workers.threads()) {
             let parts = &mut parts[..n * hyper.n_head_kv * Shares::blocks(rows) * Shares::part_len(hyper)];
-            step.attend_together(hyper, cache, index, tables, rows, qkv, parts);
+            step.attend_together(past, rows, qkv, parts);
             Source::Shares(Shares { parts, rows, hyper })
         } else {
-            step.attend(hyper, cache, index, tables, rows, qkv, attention);
+            step.attend(past, rows, qkv, attention);
             Source::PlaneMajor { x: attention, planes: hyper.n_head_kv }
         };
 

@@ -4,7 +4,8 @@
 use super::access::{METERS_BYTES, RULES_BYTES};
 use super::tty;
 use super::{MAX_CONNECTIONS, MAX_INPUT_BYTES, conn};
-use crate::engine::queue::{Rings, WAITING_JOBS};
+use crate::engine::queue::Rings;
+use crate::engine::scheduler::WAITING_JOBS;
 use crate::text::TokenId;
 use crate::text::stop::{MAX_STOP_BYTES, MAX_STOP_STRINGS};
 use crate::wire::http::{MAX_BODY_BYTES, MAX_BUFFERED_BYTES};

@@ -3,6 +3,12 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+use hearth::model::gguf::Gguf;
+use hearth::model::weights::WeightLayout;
+use hearth::model::{Model, arch};
+use hearth::sys::map::Region;
+use hearth::sys::workers::Workers;
+
 /// GGML type ids and bytes of one block, as the GGUF specification lists them.
 pub const TYPES: [(&str, u32, usize, usize); 11] = [
     // name, id, values a block, bytes a block
@@ -42,6 +48,17 @@ pub const WIDE: Shape = Shape { n_layer: 1, n_embd: 256, n_ff: 256, n_head: 8, n
 /// The shape for a type.
 pub fn shape_for(type_name: &str) -> Shape {
     if type_name.ends_with("_K") { WIDE } else { SHAPE }
+}
+
+/// Loads a file for as long as `use_model` takes, with the workers that packed it.
+pub fn with_model<R>(file: &[u8], threads: usize, use_model: impl FnOnce(&Model<'_>, Workers) -> R) -> R {
+    let gguf = Gguf::parse(file).unwrap();
+    let hyper = arch::hyper(&gguf).unwrap();
+    let layout = WeightLayout::new(&gguf, &hyper).unwrap();
+    let mut region = Region::new(layout.region_bytes()).unwrap();
+    let mut workers = Workers::new(threads).unwrap();
+    let model = Model::load(&gguf, hyper, &layout, &mut region, &mut workers, |_| ()).unwrap();
+    use_model(&model, workers)
 }
 
 /// A GGUF v3 file with weights of one type (norms F32).

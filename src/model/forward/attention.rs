@@ -39,6 +39,32 @@ impl Shares<'_> {
     }
 }
 
+/// What a layer's queries attend to: its keys and values, and where each sequence's blocks of them are.
+#[derive(Clone, Copy)]
+pub(super) struct Past<'a> {
+    pub(super) hyper: &'a Hyper,
+    pub(super) cache: &'a KvCache,
+    pub(super) layer: usize,
+    pub(super) tables: &'a [BlockTable],
+}
+
+impl<'a> Past<'a> {
+    /// Attention of `rows` successive rows of a sequence, the first of them `row`, with the queries `q` of one kv head.
+    fn args(self, q: &'a [f32], rows: usize, row: BatchRow, kv_head: usize) -> AttentionArgs<'a> {
+        let plane_len = self.cache.plane_len();
+        AttentionArgs {
+            q,
+            rows,
+            heads: self.hyper.group_heads(),
+            head_dim: self.hyper.head_dim,
+            plane: &self.cache.layer(self.layer)[kv_head * plane_len..][..plane_len],
+            table: self.tables[row.sequence].blocks(),
+            positions: row.position + 1,
+            scale: 1.0 / (self.hyper.head_dim as f32).sqrt(),
+        }
+    }
+}
+
 impl Step<'_> {
     /// Writes this step's keys and values to one layer of the cache.
     pub(super) fn store(
@@ -78,22 +104,9 @@ impl Step<'_> {
     }
 
     /// Attention of every row over its own sequence's positions up to its own.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn attend(
-        &mut self,
-        hyper: &Hyper,
-        cache: &KvCache,
-        layer: usize,
-        tables: &[BlockTable],
-        rows: &[BatchRow],
-        qkv: &[f32],
-        out: &mut [f32],
-    ) {
-        let (n, kernels) = (self.n, self.kernels);
-        let head_dim = hyper.head_dim;
-        let heads = hyper.group_heads();
-        let planes = cache.layer(layer);
-        let scale = 1.0 / (head_dim as f32).sqrt();
+    pub(super) fn attend(&mut self, past: Past<'_>, rows: &[BatchRow], qkv: &[f32], out: &mut [f32]) {
+        let (n, kernels, hyper) = (self.n, self.kernels, past.hyper);
+        let (heads, head_dim) = (hyper.group_heads(), hyper.head_dim);
         let fetch_next = fetch(kernels, self.next);
         // The query heads of one kv head share its loads, and so do those of a sequence's next rows.
         let chunks = self.workers.threads() * CHUNKS_A_WORKER;
@@ -114,16 +127,7 @@ impl Step<'_> {
                 for (i, q) in q.chunks_exact_mut(heads * head_dim).enumerate() {
                     gather(qkv, n, t + i, kv_head * heads * head_dim / ROW_GROUP, q);
                 }
-                let args = AttentionArgs {
-                    q,
-                    rows: run,
-                    heads,
-                    head_dim,
-                    plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
-                    table: tables[row.sequence].blocks(),
-                    positions: row.position + 1,
-                    scale,
-                };
+                let args = past.args(q, run, row, kv_head);
                 kernels.attention(&args, run_out, &mut own.work.attention);
                 out = rest;
                 at += run;
@@ -133,20 +137,9 @@ impl Step<'_> {
     }
 
     /// Attention of so few rows that a kv head is too much for one worker: every block's share of it, `parts` as [`Shares`] has it.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn attend_together(
-        &mut self,
-        hyper: &Hyper,
-        cache: &KvCache,
-        layer: usize,
-        tables: &[BlockTable],
-        rows: &[BatchRow],
-        qkv: &[f32],
-        parts: &mut [f32],
-    ) {
-        let (n, kernels) = (self.n, self.kernels);
+    pub(super) fn attend_together(&mut self, past: Past<'_>, rows: &[BatchRow], qkv: &[f32], parts: &mut [f32]) {
+        let (n, kernels, hyper) = (self.n, self.kernels, past.hyper);
         let (heads, head_dim) = (hyper.group_heads(), hyper.head_dim);
-        let planes = cache.layer(layer);
         let (part_len, most_blocks) = (Shares::part_len(hyper), Shares::blocks(rows));
         let blocks_at_once = (parts.len() / part_len / (self.workers.threads() * CHUNKS_A_WORKER)).max(1);
         let attend = |own: &mut WorkerScratch, unit: usize, parts: &mut [f32]| {
@@ -157,22 +150,12 @@ impl Step<'_> {
                 let (t, kv_head) = (plane / hyper.n_head_kv, plane % hyper.n_head_kv);
                 let run = (parts.len() / part_len).min(most_blocks - first);
                 let (run_parts, rest) = parts.split_at_mut(run * part_len);
-                let positions = rows[t].position + 1;
                 // A shorter sequence than the longest leaves its last shares alone.
-                let these = first..(first + run).min(blocks_for(positions));
+                let these = first..(first + run).min(blocks_for(rows[t].position + 1));
                 if !these.is_empty() {
                     let q = &mut own.work.values[..heads * head_dim];
                     gather(qkv, n, t, kv_head * heads * head_dim / ROW_GROUP, q);
-                    let args = AttentionArgs {
-                        q,
-                        rows: 1,
-                        heads,
-                        head_dim,
-                        plane: &planes[kv_head * cache.plane_len()..][..cache.plane_len()],
-                        table: tables[rows[t].sequence].blocks(),
-                        positions,
-                        scale: 1.0 / (head_dim as f32).sqrt(),
-                    };
+                    let args = past.args(q, 1, rows[t], kv_head);
                     let run_parts = &mut run_parts[..these.len() * part_len];
                     kernels.attention_blocks(&args, these, run_parts, &mut own.work.attention);
                 }
