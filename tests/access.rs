@@ -55,6 +55,12 @@ fn a_user_has_as_many_requests_at_once_as_the_rule_says() {
     with_rule(Rule { max_sequences: Some(2), ..Rule::default() }, &script, |daemon, other| {
         let streamed = BODY.replace("}]}", r#"}],"stream":true}"#);
         let mut running: Vec<UnixStream> = Vec::new();
+        // Several answers to one request are as many.
+        let several = daemon.post(CHAT, &BODY.replace("}]}", r#"}],"n":3}"#));
+        assert_eq!(refusal(&several), (429, "too_many_sequences".into(), Some(1)));
+        assert!(
+            several.json()["error"]["message"].as_str().unwrap().starts_with("0 answers are under way and 3 asked")
+        );
         for _ in 0..2 {
             let mut stream = daemon.connect();
             stream.write_all(post(CHAT, &streamed).as_bytes()).unwrap();
@@ -67,7 +73,9 @@ fn a_user_has_as_many_requests_at_once_as_the_rule_says() {
         }
         let refused = daemon.post(CHAT, BODY);
         assert_eq!(refusal(&refused), (429, "too_many_sequences".into(), Some(1)));
-        assert!(refused.json()["error"]["message"].as_str().unwrap().contains("2 requests are under way"));
+        assert!(
+            refused.json()["error"]["message"].as_str().unwrap().starts_with("2 answers are under way and 1 asked for")
+        );
         assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
         // The same user on a socket without the rule.
         let mut free = UnixStream::connect(other).unwrap();
