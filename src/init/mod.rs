@@ -13,6 +13,7 @@
 //! | `end` | unmount, power off or restart | the watchdog bites |
 
 pub mod apps;
+pub mod button;
 pub mod card;
 mod child;
 pub mod console;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -13,6 +14,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use super::button::{self, Buttons};
 use super::card::Card;
 use super::child::how_it_ended;
 use super::console::{Command, Console};
@@ -64,6 +66,8 @@ pub fn run(card: Option<&Card>, test: &Selftest, console: &mut Console, mut watc
         console.say("the menu cannot listen: the model is started");
         return Asked::Start;
     };
+    // Looked at in every round, a quarter of a second apart.
+    let mut buttons = Buttons::find(Path::new(button::DEVICES), Path::new(button::CLASS));
     let (mut ready, mut job): (_, Option<Job>) = (Vec::new(), None);
     loop {
         // A wait that fails is a wait that is over; the clock goes on.
@@ -73,7 +77,7 @@ pub fn run(card: Option<&Card>, test: &Selftest, console: &mut Console, mut watc
         if let Some(watchdog) = &mut watchdog {
             watchdog.feed(Instant::now());
         }
-        if off.take() {
+        if off.take() || buttons.pressed() {
             return Asked::End(Ending::PowerOff);
         }
         if again.take() {

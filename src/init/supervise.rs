@@ -7,7 +7,7 @@ mod stop;
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
 use self::stop::Stopping;
 use super::apps::{AppSetup, Apps};
+use super::button::{self, Buttons};
 use super::child::{Child, how_it_ended};
 use super::console::{self, Console};
 use super::fault::{self, Fault, Plan, Saboteur};
@@ -42,6 +43,7 @@ const LINE: u64 = 3;
 const LOG: u64 = 4;
 const CONSOLE: u64 = 5;
 const JOB: u64 = 6;
+const BUTTON: u64 = 7;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -88,6 +90,7 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
         terminate: SignalLine::install(SIGTERM)?,
         interrupt: SignalLine::install(SIGINT)?,
         ended: SignalLine::install(SIGCHLD)?,
+        buttons: Buttons::default(),
         judge: Judge::new(Instant::now()),
         child: None,
         model: 0,
@@ -103,6 +106,7 @@ pub fn run(serve: &Serve, console: &mut Console, watchdog: Option<&mut Watchdog>
     supervisor.poller.add(&supervisor.terminate, TERMINATE, Interest::READ)?;
     supervisor.poller.add(&supervisor.interrupt, INTERRUPT, Interest::READ)?;
     supervisor.poller.add(&supervisor.ended, CHILD, Interest::READ)?;
+    supervisor.find_buttons();
     supervisor.supervise()
 }
 
@@ -114,6 +118,8 @@ struct Supervisor<'a> {
     terminate: SignalLine,
     interrupt: SignalLine,
     ended: SignalLine,
+    /// The machine's power buttons.
+    buttons: Buttons,
     judge: Judge,
     child: Option<Child>,
     /// Which of the models is tried.
@@ -168,6 +174,18 @@ impl Supervisor<'_> {
                 watchdog.feed(now);
             }
             round_ended = Instant::now();
+        }
+    }
+
+    /// Listens to the power buttons, unless it does. Also when serve is ready: a driver may have waited for another one.
+    fn find_buttons(&mut self) {
+        if self.buttons.fds().next().is_some() {
+            return;
+        }
+        self.buttons = Buttons::find(Path::new(button::DEVICES), Path::new(button::CLASS));
+        for button in self.buttons.fds() {
+            // They are looked at in every round anyway.
+            let _ = self.poller.add(button, BUTTON, Interest::READ);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What comes in while the supervisor waits: signals, serve's messages, commands typed on the console while no model answers there.
+//! What comes in while the supervisor waits: signals, the power button, serve's messages, commands typed on the console while no model answers there.
 //! Next on the data's way: [`super::Supervisor`], which acts on it, and `serve` at the other end of the line.
 
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +27,10 @@ impl Supervisor<'_> {
         }
         if self.interrupt.take() {
             self.stop(Ending::Reboot, now);
+        }
+        if self.buttons.pressed() && self.stopping.is_none() {
+            self.console.say("the power button: the machine is switched off");
+            self.stop(Ending::PowerOff, now);
         }
         self.ended.take();
         for _ in 0..MESSAGES_PER_ROUND {
@@ -120,6 +124,7 @@ impl Supervisor<'_> {
 
     fn is_ready(&mut self, now: Instant) {
         self.judge.ready(now);
+        self.find_buttons();
         // Before serve reads there, and before the console says so.
         self.share_console();
         let user = self.child.as_ref().and_then(|child| std::fs::metadata(format!("/proc/{}", child.pid())).ok());
