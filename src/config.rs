@@ -13,6 +13,7 @@ use self::socket::RawSocket;
 use crate::model::hyper::MAX_CONTEXT;
 use crate::serve::access::SocketSetup;
 use crate::serve::daemon::{MAX_STEP_MS, MIN_STEP_MS};
+use crate::serve::grammar::MAX_GRAMMARS;
 use crate::tools::session::{MAX_PREFIX_POSITIONS, MAX_SEQUENCES};
 
 /// Largest file that is read, in bytes.
@@ -32,6 +33,7 @@ struct RawConfig {
     sequences: Option<usize>,
     step_ms: Option<usize>,
     prefix_positions: Option<usize>,
+    grammars: Option<usize>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
     serial: Option<String>,
@@ -54,6 +56,8 @@ pub struct Config {
     pub step_ms: Option<usize>,
     /// Positions of the prefix cache beside those of the sequences.
     pub prefix_positions: Option<usize>,
+    /// Answers that may follow a grammar at once.
+    pub grammars: Option<usize>,
     /// Tokens an answer may have where the request names no number.
     pub max_tokens: Option<usize>,
     /// Temperature of requests that name none.
@@ -115,7 +119,7 @@ struct Knob {
 }
 
 /// Every setting there is, in the order of [`RawConfig`].
-const KNOBS: [Knob; 10] = [
+const KNOBS: [Knob; 11] = [
     Knob { key: "model", unit: "path on the partition", default: "the first in models/, else the card's own" },
     Knob { key: "ctx", unit: "tokens a conversation", default: "2048, or what the model was trained for" },
     Knob { key: "sequences", unit: "conversations at once", default: "4" },
@@ -125,6 +129,7 @@ const KNOBS: [Knob; 10] = [
         unit: "tokens of past beginnings",
         default: "0, what unused conversations have room for",
     },
+    Knob { key: "grammars", unit: "answers at once with a schema or a grammar", default: "4" },
     Knob { key: "max_tokens", unit: "tokens an answer", default: "up to the context's end" },
     Knob { key: "temperature", unit: "0 to 2", default: "0, always the same answer" },
     Knob { key: "serial", unit: "\"console\", a line or \"off\"", default: "\"console\"" },
@@ -230,6 +235,7 @@ impl Config {
             sequences: number("sequences", raw.sequences, 1, MAX_SEQUENCES)?,
             step_ms: number("step_ms", raw.step_ms, MIN_STEP_MS as usize, MAX_STEP_MS as usize)?,
             prefix_positions: number("prefix_positions", raw.prefix_positions, 0, MAX_PREFIX_POSITIONS)?,
+            grammars: number("grammars", raw.grammars, 0, MAX_GRAMMARS)?,
             max_tokens: number("max_tokens", raw.max_tokens, 1, MAX_CONTEXT)?,
             temperature: raw.temperature.map(temperature).transpose()?,
             serial: raw.serial.map_or(Ok(Serial::Console), serial)?,
@@ -352,7 +358,7 @@ mod tests {
         assert!(!explained(&examples).contains("not set"), "the card's file shows every setting there is");
         assert_eq!(all.model, Some("models/name.gguf".into()));
         assert_eq!((all.ctx, all.sequences, all.max_tokens), (Some(2048), Some(4), Some(512)));
-        assert_eq!((all.step_ms, all.prefix_positions), (Some(100), Some(0)));
+        assert_eq!((all.step_ms, all.prefix_positions, all.grammars), (Some(100), Some(0), Some(4)));
         assert_eq!((all.temperature, all.serial), (Some(0.0), Serial::Console));
         assert_eq!(all.apps, AppsConfig { enabled: true, restart: Restart::OnFailure });
         assert_eq!(all.sockets.len(), 1);

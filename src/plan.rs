@@ -11,6 +11,7 @@ use crate::model::hyper::Hyper;
 use crate::model::kv::{KvCache, blocks_for};
 use crate::model::scratch::Scratch;
 use crate::model::weights::WeightLayout;
+use crate::serve::grammar::grammar_bytes;
 use crate::serve::memory::io_bytes;
 use crate::sys::workers::WORKER_STACK_BYTES;
 
@@ -61,6 +62,7 @@ const PROCESS_BYTES: usize = 4 << 20;
 /// Names of the items that depend on the context most.
 const KV_ITEM: &str = "kv cache (f16)";
 const IO_ITEM: &str = "connections and serial line";
+const GRAMMAR_ITEM: &str = "grammars";
 /// Stacks of the I/O and engine threads, in bytes.
 const THREAD_STACK_BYTES: usize = 2 << 20;
 /// Shortest context worth offering, in positions.
@@ -88,11 +90,15 @@ impl MemoryPlan {
             ("sequences and sampling", EngineBuffers::bytes(hyper, capacity)),
             ("vocabulary", vocab_bytes),
             (IO_ITEM, io_bytes(capacity.ctx, capacity.sequences)),
+            (GRAMMAR_ITEM, grammar_bytes(hyper.n_vocab, capacity.grammars)),
             ("thread stacks", THREAD_STACK_BYTES + capacity.threads * WORKER_STACK_BYTES),
             ("process", PROCESS_BYTES),
         ];
         // A packed file's tiles stay where they are.
-        let taken = items.into_iter().filter(|item| !(layout.is_packed() && item.0.ends_with("(tiles)")));
+        let is_taken = |item: &(&str, usize)| {
+            !(layout.is_packed() && item.0.ends_with("(tiles)") || item.0 == GRAMMAR_ITEM && item.1 == 0)
+        };
+        let taken = items.into_iter().filter(is_taken);
         let items: Vec<Item> = taken.map(|(name, bytes)| Item { name, bytes: bytes as u64 }).collect();
         let total_bytes = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.bytes));
         let Capacity { ctx, sequences, threads, prefix, .. } = capacity;

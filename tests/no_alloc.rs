@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hearth::engine::Engine;
 use hearth::engine::capacity::Capacity;
+use hearth::engine::mask::Mask;
 use hearth::engine::queue::{EVENT_RING_SLOTS, Event, FinishReason, Job, Rings};
 use hearth::engine::sampler::SamplingParams;
 use hearth::engine::scheduler::{Peer, WAITING_JOBS};
@@ -69,6 +70,7 @@ fn job(id: u64, prompt: usize, max_tokens: usize, sampling: SamplingParams) -> B
         ignore_eos: true,
         logits_hash: id.is_multiple_of(2),
         cancel,
+        mask: None,
         peer: Peer::default(),
         logprobs: id.is_multiple_of(3).then_some(5),
     })
@@ -137,7 +139,12 @@ fn live(engine: Engine<'_>) -> u64 {
         // The same prompt as 3's again; then more prompts than there are blocks for.
         let others = [3 + SHAPE.n_vocab as u64, 5, 6, 7, 8, 9, 10, 11].map(long);
         let others = others.into_iter().chain([job(12, 9, 40, mirostat)]);
-        for job in first.into_iter().chain(others) {
+        let mut masked = job(13, 30, 20, hot.clone());
+        let (mask, some) = (Arc::new(Mask::new(SHAPE.n_vocab)), vec![0x5555_5555; SHAPE.n_vocab.div_ceil(32)]);
+        masked.mask = Some(Arc::clone(&mask));
+        mask.publish(0, &some);
+        let mut masked_tokens = 0;
+        for job in first.into_iter().chain(others).chain([masked]) {
             link.submit(job).unwrap();
             submitted += 1;
         }
@@ -150,6 +157,12 @@ fn live(engine: Engine<'_>) -> u64 {
             while let Some(event) = link.next_event() {
                 match event {
                     Event::Token { id: 1, .. } if tokens > 10 => running_cancel.store(true, Ordering::Release),
+                    Event::Token { id: 13, token, .. } => {
+                        assert!(token.0.is_multiple_of(2), "the mask has even tokens alone");
+                        masked_tokens += 1;
+                        mask.publish(masked_tokens, &some);
+                        link.nudge();
+                    }
                     Event::Token { .. } => tokens += 1,
                     Event::Begun { cached_tokens, .. } => hits += usize::from(cached_tokens > 0),
                     Event::Finished { job, reason, .. } => {
@@ -176,6 +189,7 @@ fn live(engine: Engine<'_>) -> u64 {
         assert!(hits > 0, "no prompt found what another had computed");
         let expected = [FinishReason::Length, FinishReason::Cancelled, FinishReason::Length, FinishReason::Length];
         assert_eq!([0, 1, 2, 3].map(|id| reasons[&id]), expected);
+        assert_eq!((masked_tokens, reasons[&13]), (20, FinishReason::Length));
         assert_eq!(reasons[&4], FinishReason::Cancelled, "while it waited or at its first step");
         calls
     })

@@ -73,6 +73,7 @@ fn logits_hash(model: &Model<'_>, workers: Workers) -> u64 {
         ignore_eos: true,
         logits_hash: true,
         cancel: Arc::new(AtomicBool::new(false)),
+        mask: None,
         peer: Peer::default(),
         logprobs: None,
     };
@@ -151,6 +152,7 @@ fn use_file(bytes: &[u8]) -> Result<(), ModelError> {
         ignore_eos: true,
         logits_hash: true,
         cancel,
+        mask: None,
         peer: Peer::default(),
         logprobs: None,
     };

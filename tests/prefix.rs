@@ -32,8 +32,15 @@ fn with_model(test: impl Fn(&Model<'_>, Kernels)) {
 }
 
 fn engine<'m>(model: &'m Model<'m>, kernels: Kernels, prefix: usize) -> Engine<'m> {
-    let capacity =
-        Capacity { ctx: CTX, sequences: SEQUENCES, max_rows: 64, max_outputs: SEQUENCES, threads: 1, prefix };
+    let capacity = Capacity {
+        ctx: CTX,
+        sequences: SEQUENCES,
+        max_rows: 64,
+        max_outputs: SEQUENCES,
+        threads: 1,
+        prefix,
+        grammars: 0,
+    };
     Engine::new(model, kernels, Workers::new(1).unwrap(), capacity, 64, vec![])
 }
 
@@ -55,6 +62,7 @@ fn job(id: u64, prompt: Vec<TokenId>, max_tokens: usize) -> Box<Job> {
         ignore_eos: true,
         logits_hash: true,
         cancel,
+        mask: None,
         peer,
         logprobs: None,
     })

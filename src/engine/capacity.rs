@@ -19,6 +19,8 @@ pub struct Capacity {
     pub threads: usize,
     /// Positions of keys and values beside those of the sequences, for the prefix cache; pinned prompts fit in there.
     pub prefix: usize,
+    /// Answers that may follow a grammar at once; the I/O thread keeps what they need.
+    pub grammars: usize,
 }
 
 impl Capacity {

@@ -2,11 +2,12 @@
 //!
 //! Every buffer is taken by [`Engine::new`]; afterwards a step allocates and frees nothing. A sequence's tokens depend on its own
 //! job alone, never on what else is in the step, nor on what the prefix cache holds. In reading order: [`queue`] (how jobs come and
-//! tokens go) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
+//! tokens go) · [`mask`] (what a grammar lets through) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
 //! · [`sampler`] (which token comes next) · [`gauges`] (what steps came to). Next on the data's way: `model::forward`, then `serve`.
 
 pub mod capacity;
 pub mod gauges;
+pub mod mask;
 pub mod pace;
 pub mod prefix;
 pub mod queue;
@@ -375,10 +376,13 @@ impl<'m> Engine<'m> {
                 // Room for a whole step's events was checked above.
                 let _ = end.emit(event);
             });
-            if let Some(step) = step {
-                end.count(&step);
-            }
             end.ring();
+            match step {
+                Some(step) => end.count(&step),
+                // Every sequence waits for its mask; the link unparks this thread when one is there.
+                None if !self.is_idle() => std::thread::park(),
+                None => {}
+            }
         }
     }
 
@@ -459,8 +463,12 @@ impl<'m> Engine<'m> {
         let EngineBuffers { sequences, tables, generated, pending, shares, rows, ledger, prefix, .. } =
             &mut self.buffers;
         pending.clear();
-        pending.extend(sequences.iter().map(|sequence| {
+        pending.extend(sequences.iter().zip(generated.iter()).map(|(sequence, generated)| {
             let sequence = sequence.as_ref()?;
+            if sequence.job.mask.as_ref().is_some_and(|mask| !mask.is_for(generated.len())) {
+                // The I/O thread is still at it; others go on.
+                return None;
+            }
             let left = sequence.job.prompt.len().saturating_sub(sequence.cached);
             let peer = sequence.job.peer;
             Some(Pending { tokens: left.max(1), age: sequence.age, peer, spent: ledger.spent(peer) })
@@ -501,6 +509,9 @@ impl<'m> Engine<'m> {
             update_hash(hash, logits);
         }
         let job = &sequence.job;
+        if let Some(mask) = &job.mask {
+            mask.apply(logits);
+        }
         let chosen = sampler.sample(&job.sampling, &mut sequence.mirostat, &job.prompt, generated, logits);
         let Some(token) = chosen else {
             return self.finish(slot, FinishReason::NonFinite, emit);

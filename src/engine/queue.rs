@@ -15,6 +15,7 @@ use heapless::spsc::{Consumer, Producer, Queue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::gauges::{Counted, Gauges, StepReport};
+use super::mask::Mask;
 use super::prefix::BlockCounts;
 use super::sampler::{SamplingParams, TokenLogprobs};
 use super::scheduler::{Peer, WAITING_JOBS, next_to_begin};
@@ -47,6 +48,8 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// Set by the I/O thread when the client has gone or a stop string was found.
     pub cancel: Arc<AtomicBool>,
+    /// Which tokens may come next, where a grammar says so; the I/O thread publishes it anew after each token.
+    pub mask: Option<Arc<Mask>>,
     /// Who asks: decides whose turn it is, never what the answer is.
     pub peer: Peer,
 }
@@ -232,7 +235,7 @@ impl EngineLink<'_> {
         let _ = self.bell.io.read();
     }
 
-    /// Wakes the engine after a job's `cancel` was set.
+    /// Wakes the engine after a job's `cancel` was set, or its mask published.
     pub fn nudge(&self) {
         self.engine.unpark();
     }

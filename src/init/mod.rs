@@ -380,6 +380,7 @@ fn arguments(config: &Config, console: Option<&Path>) -> Vec<OsString> {
         ("--sequences", config.sequences.map(|n| n.to_string())),
         ("--step-ms", config.step_ms.map(|n| n.to_string())),
         ("--prefix-positions", config.prefix_positions.map(|n| n.to_string())),
+        ("--grammars", config.grammars.map(|n| n.to_string())),
         ("--max-tokens", config.max_tokens.map(|n| n.to_string())),
         ("--temperature", config.temperature.map(|t| t.to_string())),
     ];
@@ -443,12 +444,14 @@ mod tests {
             sequences: Some(2),
             step_ms: Some(50),
             prefix_positions: Some(640),
+            grammars: Some(1),
             max_tokens: Some(3),
             temperature: Some(0.5),
             serial: Serial::Off,
             ..Config::default()
         };
-        let wanted = "--ctx 64 --sequences 2 --step-ms 50 --prefix-positions 640 --max-tokens 3 --temperature 0.5";
+        let wanted =
+            "--ctx 64 --sequences 2 --step-ms 50 --prefix-positions 640 --grammars 1 --max-tokens 3 --temperature 0.5";
         assert_eq!(words(&config), format!("{place} {wanted}"));
         assert!(own_sockets(&config).is_empty());
         let sockets = vec![crate::serve::access::SocketSetup::at("/run/hearth/apps.sock")];

@@ -14,6 +14,7 @@ use simplelog::{ConfigBuilder, LevelFilter, WriteLogger};
 
 use super::access::SocketSetup;
 use super::check::{self, Check};
+use super::grammar::{DEFAULT_GRAMMARS, MAX_GRAMMARS};
 use super::metrics::Facts;
 use super::model_text::ModelText;
 use super::pins;
@@ -103,6 +104,9 @@ pub struct CapacityArgs {
     /// conversation needs them [default: enough for every --pin]
     #[arg(long, value_name = "N")]
     prefix_positions: Option<usize>,
+    /// Answers that may follow a JSON schema or a grammar at the same time; 0 takes no memory for it [default: 4]
+    #[arg(long, value_name = "N")]
+    grammars: Option<usize>,
     /// A file with a system prompt whose keys and values are computed at start and kept; may be given several times
     #[arg(long, value_name = "FILE")]
     pin: Vec<PathBuf>,
@@ -132,6 +136,7 @@ impl Default for CapacityArgs {
             sequences: None,
             step_ms: None,
             prefix_positions: None,
+            grammars: None,
             pin: Vec::new(),
             chat_template: None,
             date: None,
@@ -244,6 +249,7 @@ pub fn run(args: &ServeArgs) -> Result<(), DaemonError> {
         sequences: args.capacity.sequences.or(config.sequences),
         step_ms: args.capacity.step_ms.or(config.step_ms.map(|ms| ms as u64)),
         prefix_positions: args.capacity.prefix_positions.or(config.prefix_positions),
+        grammars: args.capacity.grammars.or(config.grammars),
         ..args.capacity.clone()
     };
     let sockets = Some(sockets(config.sockets, args.socket.clone()));
@@ -350,7 +356,11 @@ fn serve(
     }
     let pins = pins::read(&capacity.pin)?;
     let prefix = capacity.prefix_positions.unwrap_or_else(|| pins::most_positions(&pins));
-    let wanted = Wanted { prefix, ..Wanted::to_serve(capacity.ctx, sequences, DEFAULT_MAX_ROWS) };
+    let grammars = capacity.grammars.unwrap_or(DEFAULT_GRAMMARS);
+    if grammars > MAX_GRAMMARS {
+        return Err(DaemonError::Usage(format!("--grammars is {grammars}, must be from 0 to {MAX_GRAMMARS}")));
+    }
+    let wanted = Wanted { prefix, grammars, ..Wanted::to_serve(capacity.ctx, sequences, DEFAULT_MAX_ROWS) };
     let cpus = cpu::allowed_cpus();
     with_confined_model(model, wanted, sandbox, |session| {
         let Session {
@@ -453,6 +463,7 @@ fn serve(
                     model_id,
                     context_tokens: sizes.ctx,
                     sequences: sizes.sequences,
+                    grammars: sizes.grammars,
                     defaults,
                     signals: stop.is_none(),
                     stop,

@@ -10,6 +10,7 @@ mod admit;
 pub mod check;
 pub mod conn;
 pub mod daemon;
+pub mod grammar;
 pub mod listener;
 pub mod memory;
 pub mod metrics;
@@ -63,6 +64,8 @@ pub struct ServeSetup<'a> {
     pub context_tokens: usize,
     /// Sequences that the engine runs at once.
     pub sequences: usize,
+    /// Answers that may follow a grammar at once.
+    pub grammars: usize,
     /// What requests that say nothing get.
     pub defaults: Defaults,
     /// Take SIGTERM and SIGINT: the first drains, the second stops at once.

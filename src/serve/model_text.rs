@@ -4,6 +4,7 @@
 use super::memory::max_text_bytes;
 use super::text::{AnswerText, TextModel};
 use crate::text::chat::{ChatInput, ChatTemplate};
+use crate::text::constrain::Grammars;
 use crate::text::quote::quote;
 use crate::text::{Detokenizer, StopMatcher, TokenId, Vocab};
 use crate::wire::Message;
@@ -71,6 +72,10 @@ impl TextModel for ModelText<'_> {
 
     fn vocabulary_len(&self) -> usize {
         self.vocab.len()
+    }
+
+    fn grammars(&self) -> Result<Grammars, String> {
+        Grammars::new(self.vocab).map_err(|e| e.to_string())
     }
 
     fn answer(&self, stop: &[String]) -> Result<Box<dyn AnswerText + '_>, String> {

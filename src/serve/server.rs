@@ -22,6 +22,7 @@ use super::access::Meters;
 use super::admit::known_ids;
 use super::check::Check;
 use super::conn::{self, Conn, State};
+use super::grammar::{AnswerGrammar, Shelf};
 use super::listener::SocketFile;
 use super::memory::max_text_bytes;
 use super::metrics::{self, Counters};
@@ -81,6 +82,8 @@ pub(super) struct Server<'s, 'l, 'r> {
     conns: HashMap<u64, Conn>,
     next_conn: u64,
     running: HashMap<RequestId, Running<'s>>,
+    /// Made when the first grammar is asked for.
+    shelf: Shelf,
     meters: Meters,
     counters: Counters,
     next_request: RequestId,
@@ -118,6 +121,8 @@ struct Running<'s> {
     /// Which of its request's answers this is.
     choice: usize,
     text: Box<dyn AnswerText + 's>,
+    /// What it has to follow.
+    grammar: Option<AnswerGrammar>,
     cancel: Arc<AtomicBool>,
     usage: Usage,
     /// Bytes that an answer which is kept whole may still take; no limit for one that goes out as it comes.
@@ -173,6 +178,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             conns: HashMap::new(),
             next_conn: FIRST_CONNECTION,
             running: HashMap::new(),
+            shelf: Shelf::default(),
             meters: Meters::default(),
             counters: Counters::default(),
             next_request: 1,

@@ -2,6 +2,7 @@
 //! Next on the data's way: `serve::admit`.
 
 use crate::text::TokenId;
+use crate::text::constrain::Grammars;
 use crate::wire::Message;
 
 /// Text to tokens and back, for one loaded model.
@@ -33,6 +34,12 @@ pub trait TextModel {
 
     /// Token ids are below this.
     fn vocabulary_len(&self) -> usize;
+
+    /// The vocabulary, ready for grammars; made anew at each call, which takes a moment.
+    ///
+    /// # Errors
+    /// Why answers cannot follow one, in words for the client.
+    fn grammars(&self) -> Result<Grammars, String>;
 
     /// A fresh answer that ends before the first of `stop`.
     ///

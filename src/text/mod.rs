@@ -2,10 +2,12 @@
 //! Next on the data's way: `engine::queue`, which carries token ids only.
 //!
 //! A prompt: [`quote`] marks what users may not say, [`chat`] renders messages to text, [`vocab`] splits off [`special`] tokens and hands the rest to [`bpe`] (cut
-//! into words by [`split`]) or [`spm`]. An answer: [`detokenize`] turns ids back into text, [`stop`] looks for its end.
+//! into words by [`split`]) or [`spm`]. An answer: [`detokenize`] turns ids back into text, [`stop`] looks for its end; [`constrain`] says what may come next where a
+//! grammar has a say.
 
 pub mod bpe;
 pub mod chat;
+pub mod constrain;
 pub mod detokenize;
 pub mod quote;
 pub mod special;

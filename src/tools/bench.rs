@@ -110,6 +110,7 @@ pub fn run(args: &BenchArgs, started: Instant) -> Result<(), ToolError> {
         max_rows: DEFAULT_MAX_ROWS,
         max_outputs: args.batch,
         prefix: 0,
+        grammars: 0,
     };
     let result = with_model(&args.model, wanted, |session| measure(args, session, started))?;
     if args.json {
@@ -234,6 +235,7 @@ fn run_jobs(engine: &mut Engine<'_>, model: &Model<'_>, run: Run) -> Result<(Dur
             ignore_eos: true,
             logits_hash: run.hash,
             cancel: Arc::new(AtomicBool::new(false)),
+            mask: None,
             peer: Peer::default(),
             logprobs: None,
         };

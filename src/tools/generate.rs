@@ -87,6 +87,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), ToolError> {
         max_rows: args.prefill_chunk.max(args.batch),
         max_outputs: args.batch,
         prefix: 0,
+        grammars: 0,
     };
     with_model(&args.model, wanted, |session| {
         let Session { model, vocab, kernels, workers, capacity, .. } = session;
@@ -121,6 +122,7 @@ fn generate(engine: &mut Engine<'_>, prompt: &[TokenId], args: &GenerateArgs) ->
             ignore_eos: args.ignore_eos,
             logits_hash: true,
             cancel: Arc::new(AtomicBool::new(false)),
+            mask: None,
             peer: Peer::default(),
             logprobs: None,
         };

@@ -51,6 +51,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), ToolError> {
         max_rows: DEFAULT_MAX_ROWS,
         max_outputs: DEFAULT_MAX_ROWS,
         prefix: 0,
+        grammars: 0,
     };
     let result = with_model(&args.model, wanted, |session| {
         let vocab = session.vocab;

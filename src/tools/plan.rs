@@ -3,6 +3,7 @@
 
 use super::ToolError;
 use super::session::{self, DEFAULT_MAX_ROWS, SessionError, Wanted};
+use crate::serve::grammar::DEFAULT_GRAMMARS;
 use crate::sys::cpu;
 use crate::sys::map::Mapping;
 
@@ -18,6 +19,9 @@ pub struct PlanArgs {
     /// Sequences at once
     #[arg(long, value_name = "N", default_value_t = session::DEFAULT_SEQUENCES)]
     sequences: usize,
+    /// Answers that may follow a JSON schema or a grammar at once
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_GRAMMARS)]
+    grammars: usize,
     /// Threads that compute [default: the cores this process may use]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -32,7 +36,7 @@ pub struct PlanArgs {
 /// The file is not a supported model, a flag is out of range, or the plan does not fit this machine (after printing it).
 pub fn run(args: &PlanArgs) -> Result<(), ToolError> {
     let mapping = Mapping::open(&args.model).map_err(SessionError::from)?;
-    let wanted = Wanted::to_serve(args.ctx, args.sequences, DEFAULT_MAX_ROWS);
+    let wanted = Wanted { grammars: args.grammars, ..Wanted::to_serve(args.ctx, args.sequences, DEFAULT_MAX_ROWS) };
     let planned = session::plan(&args.model, mapping.bytes(), args.threads, wanted)?;
     let plan = &planned.plan;
     if args.json {

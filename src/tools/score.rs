@@ -46,8 +46,14 @@ struct Answer {
 /// # Errors
 /// The model does not load, a flag is out of range, or a line could not be answered.
 pub fn run(args: &ScoreArgs) -> Result<(), ToolError> {
-    let wanted =
-        Wanted { ctx: args.ctx, sequences: 1, max_rows: DEFAULT_MAX_ROWS, max_outputs: DEFAULT_MAX_ROWS, prefix: 0 };
+    let wanted = Wanted {
+        ctx: args.ctx,
+        sequences: 1,
+        max_rows: DEFAULT_MAX_ROWS,
+        max_outputs: DEFAULT_MAX_ROWS,
+        prefix: 0,
+        grammars: 0,
+    };
     with_model(&args.model, wanted, |session| {
         let vocab = session.vocab;
         let mut scorer = Scorer::new(session, args.reference);

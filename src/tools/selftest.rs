@@ -20,6 +20,7 @@ use self::report::{Check, Report};
 use super::ToolError;
 use super::session::{self, DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, SessionError, Wanted};
 use crate::model::packed;
+use crate::serve::grammar::DEFAULT_GRAMMARS;
 use crate::sys::map::Mapping;
 use crate::sys::tty::BAUD;
 
@@ -164,7 +165,8 @@ fn what_it_is(model: &Path) -> Check {
 fn plan(model: &Path, args: &SelftestArgs, machine: &Machine) -> Check {
     let planned = || -> Result<String, SessionError> {
         let mapping = Mapping::open(model)?;
-        let wanted = Wanted::to_serve(args.ctx, args.sequences, DEFAULT_MAX_ROWS);
+        let wanted =
+            Wanted { grammars: DEFAULT_GRAMMARS, ..Wanted::to_serve(args.ctx, args.sequences, DEFAULT_MAX_ROWS) };
         let planned = session::plan(model, mapping.bytes(), None, wanted)?;
         let total = machine.memory_bytes().unwrap_or(u64::MAX);
         planned.plan.check(&planned.hyper, total)?;

@@ -67,12 +67,14 @@ pub struct Wanted {
     pub max_outputs: usize,
     /// Positions of the prefix cache beside those of the sequences.
     pub prefix: usize,
+    /// Answers that may follow a grammar at once.
+    pub grammars: usize,
 }
 
 impl Wanted {
     /// The size of a daemon: each sequence gives at most one row of logits a step.
     pub fn to_serve(ctx: Option<usize>, sequences: usize, max_rows: usize) -> Self {
-        Self { ctx, sequences, max_rows, max_outputs: sequences, prefix: 0 }
+        Self { ctx, sequences, max_rows, max_outputs: sequences, prefix: 0, grammars: 0 }
     }
 }
 
@@ -229,8 +231,8 @@ pub fn plan<'m>(
     in_range("sequences", wanted.sequences, 1, MAX_SEQUENCES)?;
     in_range("prefix-positions", wanted.prefix, 0, MAX_PREFIX_POSITIONS)?;
     let max_rows = wanted.max_rows.max(wanted.sequences);
-    let Wanted { sequences, max_outputs, prefix, .. } = wanted;
-    let capacity = Capacity { ctx, sequences, max_rows, max_outputs, threads, prefix };
+    let Wanted { sequences, max_outputs, prefix, grammars, .. } = wanted;
+    let capacity = Capacity { ctx, sequences, max_rows, max_outputs, threads, prefix, grammars };
     let plan = MemoryPlan::new(&hyper, &layout, vocab.memory_bytes(), bytes.len(), capacity);
     Ok(Planned { gguf, hyper, layout, vocab, capacity, plan })
 }

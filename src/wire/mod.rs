@@ -47,6 +47,25 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+/// What an answer has to follow.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// A JSON schema; an object, or true.
+    JsonSchema(Value),
+    /// A grammar in llguidance's variant of Lark's notation.
+    Lark(String),
+}
+
+impl Constraint {
+    /// The field that names it.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "response_format",
+            Self::Lark(_) => "grammar",
+        }
+    }
+}
+
 /// The sampling fields a request named; the rest come from the configuration.
 /// Ranges are those of `engine::sampler::SamplingParams` and have been checked.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -118,8 +137,10 @@ pub struct GenerateRequest {
     pub n: usize,
     /// Tell the log probability of each token, and those of so many likeliest at its place.
     pub logprobs: Option<usize>,
-    /// Go on past end-of-generation tokens.
+    /// Go on past end-of-generation tokens; not together with a constraint.
     pub ignore_eos: bool,
+    /// What the answer has to follow.
+    pub constraint: Option<Constraint>,
     /// Today's date for templates that print one, `2026-11-23`, maybe with a time. The clock is never asked.
     pub date: Option<String>,
 }
@@ -138,6 +159,7 @@ impl GenerateRequest {
             n: 1,
             logprobs: None,
             ignore_eos: false,
+            constraint: None,
             date: None,
         }
     }

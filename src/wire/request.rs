@@ -1,9 +1,9 @@
 //! From a JSON object to a [`GenerateRequest`]: every field checked, with its name in the refusal. Shared by the HTTP
 //! API and the serial line. Unknown fields are ignored; fields that would change the answer and are not served are refused.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-use super::{GenerateRequest, Message, Prompt, Reject, SamplingFields};
+use super::{Constraint, GenerateRequest, Message, Prompt, Reject, SamplingFields};
 
 /// Stop strings a request may name; `text::stop` takes as many.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -22,6 +22,8 @@ pub const MAX_ANSWERS: usize = 8;
 pub const MAX_LOGIT_BIASES: usize = 1024;
 /// Alternatives told of each token, at most; `engine::sampler` tells as many.
 pub const MAX_TOP_LOGPROBS: i64 = 20;
+/// Length of a `grammar`, in bytes; `text::constrain` takes as much.
+pub const MAX_GRAMMAR_BYTES: usize = 64 * 1024;
 /// Length of `date`, in bytes.
 pub const MAX_DATE_BYTES: usize = 64;
 
@@ -122,6 +124,7 @@ impl Fields {
             n: self.answers(kind)?,
             logprobs: self.logprobs(kind)?,
             ignore_eos: self.flag("ignore_eos")?.unwrap_or(false),
+            constraint: self.constraint()?,
             date: self.text("date", MAX_DATE_BYTES)?,
         })
     }
@@ -224,6 +227,37 @@ impl Fields {
             return Err(Reject::unsupported("logprobs", "`logprobs` are not served on the serial line"));
         }
         Ok(told.and_then(|n| usize::try_from(n).ok()))
+    }
+
+    /// `response_format`, as OpenAI has it, or `grammar`. `strict` is not looked at: a schema is always followed to the letter.
+    fn constraint(&self) -> Result<Option<Constraint>, Reject> {
+        const FORMATS: &str = "`response_format` must be {\"type\":\"text\"}, {\"type\":\"json_object\"} or \
+                               {\"type\":\"json_schema\",\"json_schema\":{\"name\":…,\"schema\":{…}}}";
+        let format = match self.get("response_format") {
+            None => None,
+            Some(format) => match (format["type"].as_str(), &format["json_schema"]["schema"]) {
+                (Some("text"), _) => None,
+                (Some("json_object"), _) => Some(Constraint::JsonSchema(json!({"type": "object"}))),
+                (Some("json_schema"), schema @ (Value::Object(_) | Value::Bool(true))) => {
+                    Some(Constraint::JsonSchema(schema.clone()))
+                }
+                (Some("json_schema"), _) => {
+                    let field = "response_format.json_schema.schema";
+                    return Err(Reject::field(field, format!("`{field}` must be a JSON schema, an object")));
+                }
+                _ => return Err(Reject::field("response_format", FORMATS)),
+            },
+        };
+        let grammar = self.text("grammar", MAX_GRAMMAR_BYTES)?.map(Constraint::Lark);
+        if format.is_some() && grammar.is_some() {
+            return Err(Reject::field("grammar", "give either `response_format` or `grammar`, not both"));
+        }
+        let constraint = format.or(grammar);
+        if constraint.is_some() && self.flag("ignore_eos")?.unwrap_or(false) {
+            let why = "`ignore_eos` would go on where `response_format` or `grammar` ends: leave one of them out";
+            return Err(Reject::field("ignore_eos", why));
+        }
+        Ok(constraint)
     }
 
     /// `{"5": -100}`; ids are names in JSON.
@@ -399,7 +433,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("tool_choice", "only \"none\" and \"auto\" without tools"),
     ("functions", "leave it out"),
     ("function_call", "only \"none\" and \"auto\" without functions"),
-    ("response_format", "only {\"type\":\"text\"}"),
     ("audio", "this model reads and writes text"),
     ("suffix", "this model continues text"),
     ("echo", "leave it out"),

@@ -15,6 +15,7 @@ use hearth::serve::access::SocketSetup;
 use hearth::serve::text::{AnswerText, TextModel};
 use hearth::serve::{Defaults, ServeError, ServeSetup};
 use hearth::text::TokenId;
+use hearth::text::constrain::Grammars;
 use hearth::wire::Message;
 
 /// Positions of a sequence in every test.
@@ -68,6 +69,10 @@ impl TextModel for Bytes {
 
     fn vocabulary_len(&self) -> usize {
         256
+    }
+
+    fn grammars(&self) -> Result<Grammars, String> {
+        Err("bytes follow no grammar".to_owned())
     }
 
     fn answer(&self, stop: &[String]) -> Result<Box<dyn AnswerText + '_>, String> {
@@ -278,6 +283,7 @@ pub fn with_daemon_on(
                     model_id: "bytes",
                     context_tokens: CONTEXT_TOKENS,
                     sequences: 1,
+                    grammars: 0,
                     defaults: Defaults::default(),
                     signals,
                     stop: Some(stop_end),

@@ -12,10 +12,12 @@ use crate::engine::scheduler::{Class, Peer, may_wait};
 use crate::serve::access::Rule;
 use crate::serve::admit::{admit, another};
 use crate::serve::conn::{Conn, MAX_OUTPUT_BYTES};
+use crate::serve::grammar::AnswerGrammar;
 use crate::serve::memory::{max_jobs, max_text_bytes};
 use crate::serve::tty::TtyPort;
 use crate::sys::marks::{self, Stage};
 use crate::text::TokenId;
+use crate::text::constrain::{Course, GrammarError};
 use crate::wire::{Finish, GenerateRequest, Logprob, Outcome, RETRY_AFTER_S, Reject, Usage};
 
 impl Server<'_, '_, '_> {
@@ -57,16 +59,22 @@ impl Server<'_, '_, '_> {
         let mut job = admit(id, request, self.setup.text, &self.setup.defaults, context_tokens)?;
         self.may_have(metered, job.prompt.len(), now)?;
         job.peer = peer;
+        let course = self.course(request, answers)?;
         let usage = Usage { prompt_tokens: job.prompt.len(), completion_tokens: 0, cached_tokens: 0 };
         let mut others: Vec<_> = (1..answers).map(|further| another(&job, further as u64)).collect();
         others.insert(0, job);
-        for (choice, job) in others.into_iter().enumerate() {
+        for (choice, mut job) in others.into_iter().enumerate() {
+            let vocabulary = self.setup.text.vocabulary_len();
+            let begun = course.as_ref().map(|course| AnswerGrammar::new(course.copy(), vocabulary)).transpose();
+            let grammar = begun.map_err(|why| grammar_ends(&why))?;
+            job.mask = grammar.as_ref().map(AnswerGrammar::mask);
             let running = Running {
                 owner,
                 peer: peer.id,
                 metered: metered.map(|(_, uid)| uid),
                 choice,
                 text: self.setup.text.answer(&request.stop).map_err(|why| Reject::field("stop", why))?,
+                grammar,
                 cancel: Arc::clone(&job.cancel),
                 usage,
                 room: keeps.then_some(room),
@@ -85,6 +93,14 @@ impl Server<'_, '_, '_> {
         }
         log::debug!("request {id}: {} prompt tokens, {answers} answers", usage.prompt_tokens);
         Ok(id)
+    }
+
+    /// The way through the grammar that a request names.
+    fn course(&mut self, request: &GenerateRequest, answers: usize) -> Result<Option<Course>, Reject> {
+        let Some(constraint) = &request.constraint else { return Ok(None) };
+        let under_way = self.running.values().filter(|running| running.grammar.is_some()).count();
+        let (text, most) = (self.setup.text, self.setup.grammars);
+        self.shelf.begin(constraint, text, answers, under_way, most).map(Some)
     }
 
     /// Bytes that the answers of a request may take where they are kept whole: what a connection's output may hold in any case.
@@ -163,7 +179,18 @@ impl Server<'_, '_, '_> {
             self.meters.charge(uid, 1);
         }
         let mut piece = String::new();
-        let stopped = running.text.push(token, &mut piece);
+        let mut stopped = running.text.push(token, &mut piece);
+        if !stopped && let Some(grammar) = &mut running.grammar {
+            match grammar.push(token) {
+                Ok(false) => self.link.nudge(),
+                Ok(true) => {
+                    // Nothing can follow: what was held back is text.
+                    running.text.finish(&mut piece);
+                    stopped = true;
+                }
+                Err(why) => return self.end_early(id, Err(&grammar_ends(&why)), now),
+            }
+        }
         let usage = running.usage;
         if let Some(room) = &mut running.room {
             match room.checked_sub(json_bytes(&piece) + logprob.as_ref().map_or(0, Logprob::cost)) {
@@ -281,6 +308,7 @@ impl Server<'_, '_, '_> {
     pub(super) fn abandon(&mut self, id: RequestId) {
         if let Some(running) = self.running.get_mut(&id) {
             running.owner = Owner::Nobody;
+            running.grammar = None;
             running.cancel.store(true, Ordering::Release);
             self.link.nudge();
         }
@@ -290,6 +318,11 @@ impl Server<'_, '_, '_> {
 /// The serial line's turn, and that of peers whom the kernel does not name; users' numbers have 32 bits.
 const SERIAL_PEER: u64 = u64::MAX;
 const UNKNOWN_PEER: u64 = u64::MAX - 1;
+
+/// The grammar took more than it may, in the middle of an answer.
+fn grammar_ends(why: &GrammarError) -> Reject {
+    Reject::request(422, format!("the grammar cannot be followed any further: {why}")).with_code("grammar_too_large")
+}
 
 /// Bytes of a text inside a JSON string.
 fn json_bytes(text: &str) -> usize {

@@ -9,6 +9,7 @@ use crate::serve::Defaults;
 use crate::serve::access::{Denied, PeerIds, SocketSetup};
 use crate::serve::text::TextModel;
 use crate::text::TokenId;
+use crate::text::constrain::Grammars;
 use crate::wire::Message;
 
 /// Requests here never get as far as text.
@@ -24,6 +25,10 @@ impl TextModel for NoText {
     }
 
     fn tokenize(&self, _: &str, _: bool, _: bool) -> Result<Vec<TokenId>, String> {
+        Err("no text".to_owned())
+    }
+
+    fn grammars(&self) -> Result<Grammars, String> {
         Err("no text".to_owned())
     }
 
@@ -58,6 +63,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         model_id: "m",
         context_tokens: 8,
         sequences: 1,
+        grammars: 0,
         defaults: Defaults::default(),
         signals: false,
         stop: None,

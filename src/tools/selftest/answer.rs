@@ -50,7 +50,8 @@ pub struct Answer {
 pub fn answer(model: &Path, kernels: Option<&str>, positions: usize, reads: bool) -> Result<Answer, ToolError> {
     let args =
         ModelArgs { model: model.to_owned(), threads: None, threads_batch: None, kernels: kernels.map(str::to_owned) };
-    let wanted = Wanted { ctx: Some(positions), sequences: 1, max_rows: MAX_ROWS, max_outputs: 1, prefix: 0 };
+    let wanted =
+        Wanted { ctx: Some(positions), sequences: 1, max_rows: MAX_ROWS, max_outputs: 1, prefix: 0, grammars: 0 };
     with_model(&args, wanted, |session| {
         let Session { model, vocab, kernels, mut workers, capacity, .. } = session;
         let threads = workers.threads();
@@ -67,6 +68,7 @@ pub fn answer(model: &Path, kernels: Option<&str>, positions: usize, reads: bool
             logits_hash: true,
             logprobs: None,
             cancel: Arc::new(AtomicBool::new(false)),
+            mask: None,
             peer: Peer::default(),
         };
         let mut engine = Engine::new(model, kernels, workers, capacity, MAX_ROWS, vocab.eog_ids().to_vec());

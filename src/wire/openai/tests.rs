@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::wire::http::Reply;
-use crate::wire::{Finish, Logprob, Message, Outcome, Prompt, SamplingFields, Usage};
+use crate::wire::{Constraint, Finish, Logprob, Message, Outcome, Prompt, SamplingFields, Usage};
 
 const STREAM: Reply = Reply { keep_alive: true, chunked: true, head_only: false };
 
@@ -110,7 +110,16 @@ fn a_field_out_of_range_is_named() {
         (r#""logprobs":1"#, "logprobs"),
         (r#""logprobs":true,"top_logprobs":21"#, "top_logprobs"),
         (r#""top_logprobs":3"#, "top_logprobs"),
-        (r#""response_format":{"type":"json_object"}"#, "response_format"),
+        (r#""response_format":{"type":"xml"}"#, "response_format"),
+        (r#""response_format":"json_object""#, "response_format"),
+        (r#""response_format":{"type":"json_schema"}"#, "response_format.json_schema.schema"),
+        (
+            r#""response_format":{"type":"json_schema","json_schema":{"schema":7}}"#,
+            "response_format.json_schema.schema",
+        ),
+        (r#""response_format":{"type":"json_object"},"grammar":"start: \"a\"""#, "grammar"),
+        (r#""response_format":{"type":"json_object"},"ignore_eos":true"#, "ignore_eos"),
+        (r#""grammar":7"#, "grammar"),
         (r#""logit_bias":{"5":101}"#, "logit_bias"),
         (r#""logit_bias":{"five":1}"#, "logit_bias"),
         (r#""logit_bias":[5]"#, "logit_bias"),
@@ -192,6 +201,19 @@ fn text_to_tokens_and_back_in_llama_servers_shape() {
     }
     assert_eq!(route(&request("GET", "/v1/models/a%20b%2x", "")), Ok(Call::Model("a b%2x".to_owned())));
     assert_eq!(route(&request("GET", "/v1/plan", "")), Ok(Call::Plan));
+}
+
+#[test]
+fn a_format_and_a_grammar_are_constraints() {
+    let constraint = |fields: &str| {
+        chat(&format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{fields}}}"#)).unwrap().constraint
+    };
+    assert_eq!(constraint(r#""response_format":{"type":"text"}"#), None);
+    let object = Some(Constraint::JsonSchema(json!({"type": "object"})));
+    assert_eq!(constraint(r#""response_format":{"type":"json_object"}"#), object);
+    let schema = r#""response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{"type":"object"}}}"#;
+    assert_eq!(constraint(schema), object);
+    assert_eq!(constraint(r#""grammar":"start: /a/""#), Some(Constraint::Lark("start: /a/".to_owned())));
 }
 
 #[test]
