@@ -12,7 +12,7 @@ use crate::model::kv::{KvCache, blocks_for};
 use crate::model::scratch::Scratch;
 use crate::model::weights::WeightLayout;
 use crate::serve::grammar::grammar_bytes;
-use crate::serve::memory::io_bytes;
+use crate::serve::memory::{embed_bytes, io_bytes};
 use crate::sys::workers::WORKER_STACK_BYTES;
 
 /// One line of the plan.
@@ -87,7 +87,7 @@ impl MemoryPlan {
                 "activations",
                 Scratch::bytes(hyper, capacity.ctx, capacity.max_rows, capacity.max_outputs, capacity.threads),
             ),
-            ("sequences and sampling", EngineBuffers::bytes(hyper, capacity)),
+            ("sequences and sampling", EngineBuffers::bytes(hyper, capacity) + embed_bytes(hyper.n_embd)),
             ("vocabulary", vocab_bytes),
             (IO_ITEM, io_bytes(capacity.ctx, capacity.sequences)),
             (GRAMMAR_ITEM, grammar_bytes(hyper.n_vocab, capacity.grammars)),

@@ -54,6 +54,7 @@ fn job(id: u64, prompt: Vec<TokenId>, sampling: SamplingParams) -> Box<Job> {
         ignore_eos: true,
         logits_hash: true,
         cancel,
+        embed: None,
         mask: None,
         peer: Peer::default(),
         logprobs: None,

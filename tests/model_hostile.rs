@@ -54,6 +54,7 @@ fn run(file: &[u8]) -> Result<usize, ModelError> {
         ignore_eos: true,
         logits_hash: true,
         cancel: Arc::new(AtomicBool::new(false)),
+        embed: None,
         mask: None,
         peer: Peer::default(),
         logprobs: None,

@@ -70,6 +70,7 @@ fn job(id: u64, prompt: usize, max_tokens: usize, sampling: SamplingParams) -> B
         ignore_eos: true,
         logits_hash: id.is_multiple_of(2),
         cancel,
+        embed: None,
         mask: None,
         peer: Peer::default(),
         logprobs: id.is_multiple_of(3).then_some(5),

@@ -62,6 +62,7 @@ fn job(id: u64, prompt: Vec<TokenId>, max_tokens: usize) -> Box<Job> {
         ignore_eos: true,
         logits_hash: true,
         cancel,
+        embed: None,
         mask: None,
         peer,
         logprobs: None,

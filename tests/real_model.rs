@@ -81,6 +81,7 @@ fn greedy(model: &Model<'_>, settings: Settings, prompt: &[TokenId], max_tokens:
             ignore_eos: true,
             logits_hash: true,
             cancel,
+            embed: None,
             mask: None,
             peer: Peer::default(),
             logprobs: None,

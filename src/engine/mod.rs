@@ -2,10 +2,11 @@
 //!
 //! Every buffer is taken by [`Engine::new`]; afterwards a step allocates and frees nothing. A sequence's tokens depend on its own
 //! job alone, never on what else is in the step, nor on what the prefix cache holds. In reading order: [`queue`] (how jobs come and
-//! tokens go) · [`mask`] (what a grammar lets through) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
+//! tokens go) · [`mask`] (what a grammar lets through) · [`embed`] (what a prompt comes to) · [`scheduler`] (what a step holds) · [`pace`] (how much of it fits the time) · [`prefix`] (what need not be computed)
 //! · [`sampler`] (which token comes next) · [`gauges`] (what steps came to). Next on the data's way: `model::forward`, then `serve`.
 
 pub mod capacity;
+pub mod embed;
 pub mod gauges;
 pub mod mask;
 pub mod pace;
@@ -20,7 +21,7 @@ use hearth_kernels::{KV_BLOCK, Kernels};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::model::Model;
-use crate::model::forward::{BatchRow, forward};
+use crate::model::forward::{BatchRow, forward, hidden_state};
 use crate::model::hyper::Hyper;
 use crate::model::kv::{BlockTable, KvCache, blocks_for};
 use crate::model::scratch::Scratch;
@@ -67,6 +68,8 @@ pub struct EngineBuffers {
     prefix: PrefixCache,
     /// One row of logits.
     logits: Vec<f32>,
+    /// One row that left the last norm, `[n_embd]`.
+    hidden: Vec<f32>,
     sampler: Sampler,
 }
 
@@ -154,6 +157,7 @@ impl EngineBuffers {
             ledger: Ledger::with_capacity(sequences),
             prefix: PrefixCache::new(capacity.kv_blocks()),
             logits: vec![0.0; hyper.n_vocab],
+            hidden: vec![0.0; hyper.n_embd],
             sampler: Sampler::new(hyper.n_vocab, capacity.ctx),
         }
     }
@@ -171,7 +175,7 @@ impl EngineBuffers {
             + capacity.max_rows * size_of::<BatchRow>()
             + Ledger::bytes(capacity.sequences)
             + PrefixCache::bytes(capacity.kv_blocks())
-            + hyper.n_vocab * size_of::<f32>()
+            + (hyper.n_vocab + hyper.n_embd) * size_of::<f32>()
             + Sampler::bytes(hyper.n_vocab, capacity.ctx)
     }
 }
@@ -326,9 +330,11 @@ impl<'m> Engine<'m> {
         let began = Instant::now();
         let EngineBuffers { tables, rows, .. } = &self.buffers;
         forward(self.model, self.kernels, &mut self.cache, tables, rows, &mut self.scratch, &mut self.workers);
-        let (mut output, mut decodes, mut prefills) = (0, 0, 0);
+        let (mut output, mut decodes, mut prefills, mut first_row) = (0, 0, 0, 0);
         for index in 0..self.buffers.shares.len() {
             let share = self.buffers.shares[index];
+            self.embed(share, first_row);
+            first_row += share.rows;
             if let Some(sequence) = &mut self.buffers.sequences[share.sequence] {
                 if sequence.cached + 1 < sequence.job.prompt.len() {
                     prefills += share.rows;
@@ -341,7 +347,9 @@ impl<'m> Engine<'m> {
             if self.shares_prefixes {
                 self.publish(share.sequence);
             }
-            if share.last {
+            if share.last && self.is_embedding(share.sequence) {
+                self.end_embedding(share.sequence, emit);
+            } else if share.last {
                 self.sample(share.sequence, output, emit);
                 output += 1;
             }
@@ -426,6 +434,10 @@ impl<'m> Engine<'m> {
         let EngineBuffers { sequences, tables, prefix, .. } = &mut self.buffers;
         for (sequence, table) in sequences.iter_mut().zip(tables) {
             let Some(sequence) = sequence else { continue };
+            if sequence.job.embed.is_some() {
+                // What is in the cache has no hidden states.
+                continue;
+            }
             while sequence.cached == table.blocks().len() * KV_BLOCK
                 && let Some(tokens) = sequence.job.prompt.get(sequence.cached..sequence.cached + KV_BLOCK)
                 && sequence.cached + KV_BLOCK < sequence.job.prompt.len()
@@ -488,9 +500,34 @@ impl<'m> Engine<'m> {
                 token: token_at(&state.job.prompt, &generated[share.sequence], position),
                 sequence: share.sequence,
                 position,
-                logits: share.last && position + 1 == state.cached + share.rows,
+                logits: share.last && state.job.embed.is_none() && position + 1 == state.cached + share.rows,
             }));
         }
+    }
+
+    fn is_embedding(&self, slot: usize) -> bool {
+        self.buffers.sequences[slot].as_ref().is_some_and(|sequence| sequence.job.embed.is_some())
+    }
+
+    /// Takes the share's rows, the step's from `first_row` on, into its job's embedding, where it is one.
+    fn embed(&mut self, share: Share, first_row: usize) {
+        let EngineBuffers { sequences, rows, hidden, .. } = &mut self.buffers;
+        let Some(sequence) = &mut sequences[share.sequence] else { return };
+        let tokens = sequence.job.prompt.len();
+        let Some(embed) = &mut sequence.job.embed else { return };
+        for row in first_row..first_row + share.rows {
+            if embed.wants(rows[row].position, tokens) {
+                hidden_state(self.model, self.kernels, &self.scratch, rows.len(), row, hidden);
+                embed.add(hidden);
+            }
+        }
+    }
+
+    fn end_embedding(&mut self, slot: usize, emit: &mut dyn FnMut(Event)) {
+        if let Some(sequence) = &self.buffers.sequences[slot] {
+            emit(Event::Begun { id: sequence.job.id, cached_tokens: 0 });
+        }
+        self.finish(slot, FinishReason::Stop, emit);
     }
 
     /// Chooses the next token of a sequence from the step's `output`-th row of logits.

@@ -14,6 +14,7 @@ use heapless::Deque;
 use heapless::spsc::{Consumer, Producer, Queue};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::embed::Embed;
 use super::gauges::{Counted, Gauges, StepReport};
 use super::mask::Mask;
 use super::prefix::BlockCounts;
@@ -48,6 +49,8 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// Set by the I/O thread when the client has gone or a stop string was found.
     pub cancel: Arc<AtomicBool>,
+    /// The job wants this filled, and no token: it ends with its prompt ([`FinishReason::Stop`]).
+    pub embed: Option<Box<Embed>>,
     /// Which tokens may come next, where a grammar says so; the I/O thread publishes it anew after each token.
     pub mask: Option<Arc<Mask>>,
     /// Who asks: decides whose turn it is, never what the answer is.

@@ -176,6 +176,12 @@ pub fn forward(
     });
 }
 
+/// The state of row `row` of the last step's `n`, behind the last norm: what the head would see. `out`: `[n_embd]`.
+pub fn hidden_state(model: &Model<'_>, kernels: Kernels, scratch: &Scratch, n: usize, row: usize, out: &mut [f32]) {
+    let x = &scratch.x[..model.hyper.n_embd * n];
+    kernels.rms_norm(&x[row * ROW_GROUP..], n * ROW_GROUP, &model.weights.output_norm, model.hyper.rms_eps, out);
+}
+
 /// What the operations of one step share.
 struct Step<'s> {
     /// Rows.

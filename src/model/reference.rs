@@ -16,6 +16,14 @@ use crate::text::TokenId;
 /// # Panics
 /// A token is outside the vocabulary.
 pub fn logits(model: &Model<'_>, tokens: &[TokenId]) -> Vec<f32> {
+    product(&model.weights.output, &hidden_states(model, tokens), tokens.len())
+}
+
+/// What the head sees at every position of one window: `[tokens][n_embd]`.
+///
+/// # Panics
+/// A token is outside the vocabulary.
+pub fn hidden_states(model: &Model<'_>, tokens: &[TokenId]) -> Vec<f32> {
     let hyper = &model.hyper;
     let n = tokens.len();
     let mut x = vec![0.0; n * hyper.n_embd];
@@ -44,8 +52,7 @@ pub fn logits(model: &Model<'_>, tokens: &[TokenId]) -> Vec<f32> {
         }
         add(&mut x, &product(&layer.down, &hidden, n));
     }
-    let normed = rms_norm(&x, &model.weights.output_norm, hyper.rms_eps);
-    product(&model.weights.output, &normed, n)
+    rms_norm(&x, &model.weights.output_norm, hyper.rms_eps)
 }
 
 fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {

@@ -75,6 +75,7 @@ pub(super) fn admit(
         logits_hash: request.logits_hash,
         logprobs: request.logprobs,
         cancel: Arc::new(AtomicBool::new(false)),
+        embed: None,
         mask: None,
         peer: Peer::default(),
         prompt,
@@ -94,6 +95,7 @@ pub(super) fn another(job: &Job, further: u64) -> Box<Job> {
         logits_hash: job.logits_hash,
         logprobs: job.logprobs,
         cancel: Arc::new(AtomicBool::new(false)),
+        embed: None,
         mask: None,
         peer: job.peer,
     })

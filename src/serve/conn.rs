@@ -221,6 +221,11 @@ impl Conn {
         self.become_state(State::Queued);
     }
 
+    /// The engine has the request; its answer comes at once, by [`Conn::answer`] or [`Conn::reject`].
+    pub(super) fn waits(&mut self) {
+        self.become_state(State::Queued);
+    }
+
     /// A whole answer at once.
     pub(super) fn answer(&mut self, reply: Reply, status: u16, body: &str, now: Instant) {
         http::write_json(&mut self.out, reply, status, body);
@@ -336,6 +341,11 @@ impl Conn {
             State::Queued | State::Streaming => true,
             State::Draining => !self.lingering,
         }
+    }
+
+    /// Bytes of output beyond [`MAX_OUTPUT_BYTES`] that wait for the peer to read.
+    pub(super) fn excess(&self) -> usize {
+        (self.out.len() - self.sent).saturating_sub(MAX_OUTPUT_BYTES)
     }
 
     /// Whether output waits for the peer to read.

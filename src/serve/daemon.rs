@@ -463,6 +463,7 @@ fn serve(
                     model_id,
                     context_tokens: sizes.ctx,
                     sequences: sizes.sequences,
+                    n_embd: loaded.hyper.n_embd,
                     grammars: sizes.grammars,
                     defaults,
                     signals: stop.is_none(),

@@ -35,6 +35,26 @@ pub const fn max_text_bytes(context_tokens: usize) -> usize {
     if bytes > LEAST_TEXT_BYTES { bytes } else { LEAST_TEXT_BYTES }
 }
 
+/// Contexts that the texts of one request for embeddings may fill, together.
+pub const EMBED_CONTEXTS: usize = 4;
+
+/// Tokens that the texts of one request for embeddings may have.
+pub const fn max_embed_tokens(context_tokens: usize) -> usize {
+    context_tokens.saturating_mul(EMBED_CONTEXTS)
+}
+
+/// Bytes that the answer to one request for embeddings may have.
+pub const MAX_EMBED_ANSWER_BYTES: usize = 256 * 1024;
+/// Bytes that all such answers may have that are in the making or wait for their reader.
+pub const MAX_EMBED_BYTES: usize = 1024 * 1024;
+/// The vectors, the answer that is made of them, and its copy on the way out.
+const EMBED_COPIES: usize = 3;
+
+/// Bytes of the sums of all embeddings under way: each connection has one at most.
+pub const fn embed_bytes(n_embd: usize) -> usize {
+    MAX_CONNECTIONS.saturating_mul(n_embd).saturating_mul(size_of::<f64>())
+}
+
 /// Jobs that the engine may have at once, running or waiting; one more is refused as busy.
 pub const fn max_jobs(sequences: usize) -> usize {
     WAITING_JOBS.saturating_add(sequences)
@@ -53,13 +73,14 @@ pub const fn io_bytes(context_tokens: usize, sequences: usize) -> usize {
     let input = MAX_INPUT_BYTES + MAX_BUFFERED_BYTES;
     // Lists that grow take up to twice what is in them.
     let output = 2 * if text > conn::MAX_OUTPUT_BYTES { text } else { conn::MAX_OUTPUT_BYTES };
-    let connections = MAX_CONNECTIONS * output.saturating_add(CONNECTION_BYTES);
+    let embedded = max_embed_tokens(context_tokens).saturating_mul(size_of::<TokenId>());
+    let connections = MAX_CONNECTIONS * output.saturating_add(embedded).saturating_add(CONNECTION_BYTES);
     let job = JOB_BYTES + 3 * MAX_STOP_STRINGS * MAX_STOP_BYTES + context_tokens.saturating_mul(size_of::<TokenId>());
     let jobs = max_jobs(sequences).saturating_mul(job);
     // The conversation is a prompt and an answer, and once more as the request that is made of it.
     let serial = MAX_HELD_BYTES + 2 * tty::MAX_OUTPUT_BYTES + 4 * text;
     request_bytes(context_tokens)
-        .saturating_add(input + size_of::<Rings>() + METERS_BYTES + RULES_BYTES)
+        .saturating_add(input + size_of::<Rings>() + METERS_BYTES + RULES_BYTES + EMBED_COPIES * MAX_EMBED_BYTES)
         .saturating_add(connections)
         .saturating_add(jobs)
         .saturating_add(serial)

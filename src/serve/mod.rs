@@ -64,6 +64,8 @@ pub struct ServeSetup<'a> {
     pub context_tokens: usize,
     /// Sequences that the engine runs at once.
     pub sequences: usize,
+    /// Width of an embedding.
+    pub n_embd: usize,
     /// Answers that may follow a grammar at once.
     pub grammars: usize,
     /// What requests that say nothing get.

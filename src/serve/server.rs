@@ -2,6 +2,7 @@
 //! took too long. Next on the data's way: `serve::admit` for requests, `serve::conn` and `serve::tty` for answers.
 
 mod answers;
+mod embeddings;
 mod line;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::geteuid;
 use serde_json::{Value, json};
 
+use self::embeddings::Embeddings;
 use super::access::Meters;
 use super::admit::known_ids;
 use super::check::Check;
@@ -82,6 +84,8 @@ pub(super) struct Server<'s, 'l, 'r> {
     conns: HashMap<u64, Conn>,
     next_conn: u64,
     running: HashMap<RequestId, Running<'s>>,
+    /// Requests for embeddings, by their connection.
+    embeddings: HashMap<u64, Embeddings>,
     /// Made when the first grammar is asked for.
     shelf: Shelf,
     meters: Meters,
@@ -178,6 +182,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
             conns: HashMap::new(),
             next_conn: FIRST_CONNECTION,
             running: HashMap::new(),
+            embeddings: HashMap::new(),
             shelf: Shelf::default(),
             meters: Meters::default(),
             counters: Counters::default(),
@@ -359,6 +364,10 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
                 }
                 Err(reject) => Err(reject),
             },
+            Ok(Call::Embed(embed)) => match self.begin_embeddings(key, &embed, reply, now) {
+                Ok(()) => return,
+                Err(reject) => Err(reject),
+            },
             Ok(Call::Models) => Ok(openai::models_json(self.setup.model_id)),
             Ok(Call::Model(name)) if name == self.setup.model_id => Ok(openai::model_json(&name)),
             Ok(Call::Model(_)) => Err(openai::no_such_model(self.setup.model_id)),
@@ -464,6 +473,7 @@ impl<'s, 'l, 'r> Server<'s, 'l, 'r> {
     }
 
     fn drop_conn(&mut self, key: u64) {
+        self.embeddings.remove(&key);
         if self.conns.remove(&key).is_some() {
             self.abandon_all(Owner::Conn(key));
         }

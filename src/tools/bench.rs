@@ -235,6 +235,7 @@ fn run_jobs(engine: &mut Engine<'_>, model: &Model<'_>, run: Run) -> Result<(Dur
             ignore_eos: true,
             logits_hash: run.hash,
             cancel: Arc::new(AtomicBool::new(false)),
+            embed: None,
             mask: None,
             peer: Peer::default(),
             logprobs: None,

@@ -122,6 +122,7 @@ fn generate(engine: &mut Engine<'_>, prompt: &[TokenId], args: &GenerateArgs) ->
             ignore_eos: args.ignore_eos,
             logits_hash: true,
             cancel: Arc::new(AtomicBool::new(false)),
+            embed: None,
             mask: None,
             peer: Peer::default(),
             logprobs: None,

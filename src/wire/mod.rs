@@ -165,6 +165,40 @@ impl GenerateRequest {
     }
 }
 
+/// One text to be embedded.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EmbedInput {
+    /// A text, not empty.
+    Text(String),
+    /// Token ids, at least one; not yet checked against the vocabulary.
+    Tokens(Vec<u32>),
+}
+
+/// Which of a text's hidden states make its embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EmbedPooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The last token's.
+    Last,
+    /// The first token's.
+    Cls,
+}
+
+/// A request for embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmbedRequest {
+    /// At least one.
+    pub inputs: Vec<EmbedInput>,
+    /// hearth's own.
+    pub pooling: EmbedPooling,
+    /// Numbers as little-endian f32 in base64, and not as JSON.
+    pub base64: bool,
+    /// Only the first so many; at least 1.
+    pub dimensions: Option<usize>,
+}
+
 /// A token of an answer with its log probability, and the likeliest at its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprob {

@@ -8,11 +8,13 @@
 //! `"logits_hash": true` carries `"hearth": {"logits_hash": "16 hex digits"}` beside its finish reason: xxh3-64 over the logits
 //! of every step up to the one that ended the answer, a stop string's last token included.
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::http::Request;
 use super::request::{self, Kind};
-use super::{GenerateRequest, Reject, Status};
+use super::{EmbedRequest, GenerateRequest, Reject, Status};
 
 mod emitter;
 #[cfg(test)]
@@ -28,6 +30,8 @@ const CREATED: u64 = 0;
 pub enum Call {
     /// An answer from the model, in the API's style for it.
     Generate(Style, Box<GenerateRequest>),
+    /// Vectors for texts.
+    Embed(EmbedRequest),
     /// `GET /v1/models`.
     Models,
     /// `GET /v1/models/NAME`.
@@ -79,6 +83,7 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
     match (request.method.as_str(), request.path.as_str()) {
         ("POST", "/v1/chat/completions") => generate(Style::Chat, Kind::Chat, body),
         ("POST", "/v1/completions") => generate(Style::Completion, Kind::Completion, body),
+        ("POST", "/v1/embeddings") => Ok(Call::Embed(request::parse_embeddings(body)?)),
         ("GET" | "HEAD", "/v1/models") => Ok(Call::Models),
         ("GET" | "HEAD", "/health" | "/v1/health") => Ok(Call::Health),
         ("GET" | "HEAD", "/boot-report") => Ok(Call::BootReport),
@@ -95,7 +100,7 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
         ("POST", "/reboot") => Ok(Call::Reboot),
         (method, path) => match (path, path.strip_prefix("/v1/models/")) {
             (
-                "/v1/chat/completions" | "/v1/completions" | "/tokenize" | "/detokenize" | "/poweroff" | "/reboot",
+                "/v1/chat/completions" | "/v1/completions" | "/v1/embeddings" | "/tokenize" | "/detokenize" | "/poweroff" | "/reboot",
                 _,
             ) => Err(wrong_method(path, "POST")),
             ("/v1/models" | "/v1/plan" | "/health" | "/v1/health" | "/boot-report" | "/metrics", _) => {
@@ -108,7 +113,7 @@ pub fn route(request: &Request) -> Result<Call, Reject> {
             },
             _ => Err(Reject::request(
                 404,
-                "no such path; there are /v1/chat/completions, /v1/completions, /v1/models, /v1/plan, /tokenize, /detokenize, \
+                "no such path; there are /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /v1/plan, /tokenize, /detokenize, \
                  /health and /metrics",
             )
             .with_code("unknown_url")),
@@ -145,6 +150,46 @@ fn wrong_method(path: &str, allow: &'static str) -> Reject {
         allow: Some(allow),
         ..Reject::request(405, format!("{path} takes {allow}")).with_code("method_not_allowed")
     }
+}
+
+/// One vector in an answer.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vector<'a> {
+    Floats(&'a [f32]),
+    Base64(String),
+}
+
+/// What `POST /v1/embeddings` answers, as text: `vectors` in the order of the inputs, whose tokens were `prompt_tokens`.
+pub fn embeddings_text(model: &str, vectors: &[Vec<f32>], base64: bool, prompt_tokens: usize) -> String {
+    #[derive(Serialize)]
+    struct Entry<'a> {
+        object: &'static str,
+        index: usize,
+        embedding: Vector<'a>,
+    }
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        object: &'static str,
+        data: Vec<Entry<'a>>,
+        model: &'a str,
+        usage: Value,
+    }
+    let coded = |vector: &[f32]| {
+        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+        BASE64_STANDARD.encode(bytes)
+    };
+    let embedding = |vector| if base64 { Vector::Base64(coded(vector)) } else { Vector::Floats(vector) };
+    let entry = |(index, vector)| Entry { object: "embedding", index, embedding: embedding(vector) };
+    let data = vectors.iter().map(Vec::as_slice).enumerate().map(entry).collect();
+    let usage = json!({"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens});
+    serde_json::to_string(&Answer { object: "list", data, model, usage }).unwrap_or_default()
+}
+
+/// Bytes of a vector's number in such an answer, at most.
+pub const fn embedding_bytes(base64: bool) -> usize {
+    // -1.2345678e-10 and a comma; or four thirds of four.
+    if base64 { 6 } else { 15 }
 }
 
 /// `GET /v1/models`.

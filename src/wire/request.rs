@@ -3,7 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Constraint, GenerateRequest, Message, Prompt, Reject, SamplingFields};
+use super::{
+    Constraint, EmbedInput, EmbedPooling, EmbedRequest, GenerateRequest, Message, Prompt, Reject, SamplingFields,
+};
 
 /// Stop strings a request may name; `text::stop` takes as many.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -66,6 +68,57 @@ pub(super) fn parse_detokenize(body: &[u8]) -> Result<Vec<u32>, Reject> {
             list.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>().ok_or_else(wrong)
         }
         _ => Err(wrong()),
+    }
+}
+
+/// What `/v1/embeddings` asks.
+pub(super) fn parse_embeddings(body: &[u8]) -> Result<EmbedRequest, Reject> {
+    let mut fields = fields(body)?;
+    let inputs = match fields.0.remove("input") {
+        None | Some(Value::Null) => {
+            return Err(Reject::field("input", "`input` is required").with_code("missing_required_parameter"));
+        }
+        Some(value) => embed_inputs(value)?,
+    };
+    fields.text("model", usize::MAX)?;
+    fields.text("user", usize::MAX)?;
+    let one_of = |name: &str, words: &[&str]| match fields.get(name).map(Value::as_str) {
+        None => Ok(0),
+        Some(word) => words.iter().position(|known| word == Some(known)).ok_or_else(|| {
+            let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+            Reject::field(name, format!("`{name}` must be {}", words.join(" or ")))
+        }),
+    };
+    let pooling = [EmbedPooling::Mean, EmbedPooling::Last, EmbedPooling::Cls];
+    Ok(EmbedRequest {
+        inputs,
+        pooling: pooling[one_of("pooling", &["mean", "last", "cls"])?],
+        base64: one_of("encoding_format", &["float", "base64"])? == 1,
+        dimensions: fields.integer("dimensions", 1, i64::MAX)?.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+    })
+}
+
+fn embed_inputs(value: Value) -> Result<Vec<EmbedInput>, Reject> {
+    let wrong = |why: &str| {
+        let right = "`input` must be a string, an array of strings, an array of token ids, or an array of such arrays";
+        Reject::field("input", format!("{right}: {why}"))
+    };
+    let tokens = |list: &[Value]| {
+        let ids: Option<Vec<u32>> = list.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+        ids.filter(|ids| !ids.is_empty()).map(EmbedInput::Tokens).ok_or_else(|| wrong("an entry is no token id"))
+    };
+    let one = |value: Value| match value {
+        Value::String(text) if text.is_empty() => Err(wrong("one is empty")),
+        Value::String(text) => Ok(EmbedInput::Text(text)),
+        Value::Array(list) => tokens(&list),
+        _ => Err(wrong("an entry is neither")),
+    };
+    match value {
+        Value::Array(list) if list.first().is_some_and(Value::is_number) => Ok(vec![tokens(&list)?]),
+        Value::Array(list) if list.is_empty() => Err(wrong("it is empty")),
+        Value::Array(list) => list.into_iter().map(one).collect(),
+        value @ Value::String(_) => Ok(vec![one(value)?]),
+        _ => Err(wrong("it is neither")),
     }
 }
 

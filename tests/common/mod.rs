@@ -283,6 +283,7 @@ pub fn with_daemon_on(
                     model_id: "bytes",
                     context_tokens: CONTEXT_TOKENS,
                     sequences: 1,
+                    n_embd: 4,
                     grammars: 0,
                     defaults: Defaults::default(),
                     signals,

@@ -111,7 +111,7 @@ impl Server<'_, '_, '_> {
 
     /// Whose turn a request takes, and what they may have: each user of the sockets has one, and so has the serial line, where a
     /// person waits.
-    fn peer(&self, owner: Owner) -> (Peer, Rule) {
+    pub(super) fn peer(&self, owner: Owner) -> (Peer, Rule) {
         match owner {
             Owner::Tty => (Peer { id: SERIAL_PEER, class: Class::Interactive }, Rule::default()),
             Owner::Conn(key) => {
@@ -125,7 +125,7 @@ impl Server<'_, '_, '_> {
     }
 
     /// Whether a user with so many tokens a minute may have so many now.
-    fn may_have(&mut self, metered: Option<(u32, u32)>, tokens: usize, now: Instant) -> Result<(), Reject> {
+    pub(super) fn may_have(&mut self, metered: Option<(u32, u32)>, tokens: usize, now: Instant) -> Result<(), Reject> {
         let Some((limit, uid)) = metered else { return Ok(()) };
         self.meters.ask(uid, limit, tokens, now).map_err(|wait| {
             let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(RETRY_AFTER_S);
@@ -148,9 +148,12 @@ impl Server<'_, '_, '_> {
                     let logprob = logprobs.map(|told| self.logprob(token, &told));
                     self.token(id, token, logprob, logits_hash, now);
                 }
-                Event::Finished { job, reason, completion_tokens, logits_hash } => {
+                Event::Finished { mut job, reason, completion_tokens, logits_hash } => {
                     self.counters.ended(reason, completion_tokens);
-                    self.finished(job.id, reason, completion_tokens, logits_hash, now);
+                    match job.embed.take() {
+                        Some(embed) => self.embedded(job.id, &embed, reason, now),
+                        None => self.finished(job.id, reason, completion_tokens, logits_hash, now),
+                    }
                 }
             }
         }
@@ -236,11 +239,7 @@ impl Server<'_, '_, '_> {
         let outcome = match reason {
             FinishReason::Stop => Ok(Outcome { finish: Finish::Stop, usage, logits_hash: hash }),
             FinishReason::Length => Ok(Outcome { finish: Finish::Length, usage, logits_hash: hash }),
-            FinishReason::Cancelled => Err(Reject::unavailable("the daemon stopped before the answer's end")),
-            FinishReason::NonFinite => {
-                Err(Reject::internal("the model computed values that are not finite; its file is damaged"))
-            }
-            FinishReason::Refused => Err(Reject::internal("the engine refused the request; the log says why")),
+            FinishReason::Cancelled | FinishReason::NonFinite | FinishReason::Refused => Err(unanswered(reason)),
         };
         self.conclude(running.owner, running.choice, outcome.as_ref(), now);
     }
@@ -277,6 +276,9 @@ impl Server<'_, '_, '_> {
         }
         match owner {
             Owner::Conn(key) => {
+                if let Err(reject) = outcome {
+                    self.end_embeddings(key, reject, now);
+                }
                 if let Some(conn) = self.conns.get_mut(&key) {
                     conn.finish(choice, outcome, now);
                 }
@@ -318,6 +320,17 @@ impl Server<'_, '_, '_> {
 /// The serial line's turn, and that of peers whom the kernel does not name; users' numbers have 32 bits.
 const SERIAL_PEER: u64 = u64::MAX;
 const UNKNOWN_PEER: u64 = u64::MAX - 1;
+
+/// Why the engine gave a job back without its end.
+pub(super) fn unanswered(reason: FinishReason) -> Reject {
+    match reason {
+        FinishReason::Cancelled => Reject::unavailable("the daemon stopped before the answer's end"),
+        FinishReason::Refused => Reject::internal("the engine refused the request; the log says why"),
+        FinishReason::NonFinite | FinishReason::Stop | FinishReason::Length => {
+            Reject::internal("the model computed values that are not finite; its file is damaged")
+        }
+    }
+}
 
 /// The grammar took more than it may, in the middle of an answer.
 fn grammar_ends(why: &GrammarError) -> Reject {

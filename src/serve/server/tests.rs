@@ -63,6 +63,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         model_id: "m",
         context_tokens: 8,
         sequences: 1,
+        n_embd: 4,
         grammars: 0,
         defaults: Defaults::default(),
         signals: false,

@@ -68,6 +68,7 @@ pub fn answer(model: &Path, kernels: Option<&str>, positions: usize, reads: bool
             logits_hash: true,
             logprobs: None,
             cancel: Arc::new(AtomicBool::new(false)),
+            embed: None,
             mask: None,
             peer: Peer::default(),
         };
