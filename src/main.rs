@@ -53,11 +53,11 @@ fn main() -> ExitCode {
     let result = match Cli::parse().role {
         Role::Serve(args) => report(serve::daemon::run(&args), serve::daemon::DaemonError::exit_code),
         Role::Ask(args) => match &args.talk.model {
-            None => report(client::ask(&args), |_| 1),
+            None => report_client(client::ask(&args)),
             Some(model) => report_own_daemon(with_daemon(model, |socket| client::ask_over(socket, &args))),
         },
         Role::Chat(args) => match &args.talk.model {
-            None => report(client::chat(&args), |_| 1),
+            None => report_client(client::chat(&args)),
             Some(model) => report_own_daemon(with_daemon(model, |socket| client::chat_over(socket, &args))),
         },
         Role::Health(args) => client::health::run(&args).unwrap_or_else(|error| report(Err(error), |_| 1)),
@@ -77,10 +77,18 @@ fn main() -> ExitCode {
     ExitCode::from(result)
 }
 
+/// What a client came to. Where the reader of its output went away, nothing is said.
+fn report_client(result: Result<(), client::ClientError>) -> u8 {
+    match result {
+        Err(error) if error.is_output_closed() => client::OUTPUT_CLOSED,
+        result => report(result, |_| 1),
+    }
+}
+
 /// What a client of the daemon inside this process came to.
 fn report_own_daemon(result: Result<Result<(), client::ClientError>, DaemonError>) -> u8 {
     match result {
-        Ok(answered) => report(answered, |_| 1),
+        Ok(answered) => report_client(answered),
         Err(error) => report(Err(error), DaemonError::exit_code),
     }
 }

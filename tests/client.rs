@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -164,6 +164,90 @@ fn what_is_no_hearth_is_an_error_and_no_hang() {
             );
         }
     });
+}
+
+/// The real program, asked through a pipe.
+fn piped(socket: &Path, arguments: &[&str], input: &[u8]) -> Output {
+    let mut hearth = Command::new(env!("CARGO_BIN_EXE_hearth"))
+        .args(arguments)
+        .args(["--socket", socket.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    hearth.stdin.take().unwrap().write_all(input).unwrap();
+    hearth.wait_with_output().unwrap()
+}
+
+#[test]
+fn what_is_piped_in_follows_the_question() {
+    let script = Script { answer: "ok".to_owned(), ..Script::default() };
+    with_daemon(&script, None, |daemon| {
+        for arguments in [&["ask", "sum up"][..], &["ask", "-"], &["ask"]] {
+            assert_eq!(piped(&daemon.socket, arguments, b"a log").stdout, b"ok\n");
+        }
+        let refused = piped(&daemon.socket, &["ask", "sum up"], b"gr\xfcn");
+        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(refused.stderr, b"hearth: standard input is not UTF-8: see its byte 2, counted from 0\n");
+        let prompts = script.prompts.lock().unwrap();
+        let log = "<user>a log<assistant>";
+        assert_eq!(*prompts, ["<user>sum up\n\na log<assistant>", log, log]);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_answer_and_nothing_is_said() {
+    let script =
+        Script { answer: "la ".to_owned(), endless: true, pace: Duration::from_millis(1), ..Script::default() };
+    with_daemon(&script, None, |daemon| {
+        let mut hearth = Command::new(env!("CARGO_BIN_EXE_hearth"))
+            .args(["ask", "sing", "--socket", daemon.socket.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        hearth.stdout.take().unwrap().read_exact(&mut [0; 3]).unwrap();
+        let ended = hearth.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), ended.stderr), (Some(141), Vec::new()));
+        wait_for("the cancellation", || script.cancelled.load(Ordering::SeqCst) == 1);
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_schema_is_sent_as_the_response_format() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, schema) = (dir.path().join("s"), dir.path().join("schema.json"));
+    std::fs::write(&schema, "{\"type\":\"object\"}").unwrap();
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                let mut some = [0; 4096];
+                let n = stream.read(&mut some).unwrap();
+                assert!(n > 0, "the request ends early");
+                request.extend_from_slice(&some[..n]);
+            }
+            let body = "{\"error\":{\"message\":\"no schemas here\"}}";
+            write!(stream, "HTTP/1.1 400 X\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        let args = AskArgs { schema: Some(schema.clone()), ..AskArgs::default() };
+        let refused = ask(&socket, &args, "x").unwrap_err();
+        assert_eq!(refused.to_string(), "the daemon refused (400): no schemas here");
+        let request = request.join().unwrap();
+        let body: serde_json::Value = serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let schema = serde_json::json!({"name": "answer", "strict": true, "schema": {"type": "object"}});
+        assert_eq!(body["response_format"], serde_json::json!({"type": "json_schema", "json_schema": schema}));
+    });
+    std::fs::write(&schema, "{").unwrap();
+    let args = AskArgs { schema: Some(schema), ..AskArgs::default() };
+    assert!(matches!(ask(&socket, &args, "x"), Err(ClientError::Schema { .. })));
 }
 
 /// The line editor shares the process's signals with the client: this is the real program in a terminal.

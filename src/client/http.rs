@@ -32,6 +32,8 @@ pub struct Question {
     pub temperature: Option<f32>,
     /// As in the API; `None`: the daemon's.
     pub seed: Option<u64>,
+    /// JSON schema that the answer shall follow; `None`: any text.
+    pub schema: Option<Value>,
 }
 
 impl Question {
@@ -46,6 +48,10 @@ impl Question {
         }
         if let Some(seed) = self.seed {
             body["seed"] = seed.into();
+        }
+        if let Some(schema) = &self.schema {
+            let named = json!({"name": "answer", "strict": true, "schema": schema});
+            body["response_format"] = json!({"type": "json_schema", "json_schema": named});
         }
         body.to_string()
     }

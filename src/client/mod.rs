@@ -52,7 +52,13 @@ impl Default for TalkArgs {
 
 impl TalkArgs {
     fn question(&self, messages: Vec<Message>) -> Question {
-        Question { messages, max_tokens: Some(self.max_tokens), temperature: self.temperature, seed: self.seed }
+        Question {
+            messages,
+            max_tokens: Some(self.max_tokens),
+            temperature: self.temperature,
+            seed: self.seed,
+            schema: None,
+        }
     }
 
     /// What to say of an answer that has its greatest length.
@@ -104,9 +110,43 @@ pub enum ClientError {
         /// What was wrong with it.
         what: String,
     },
+    /// More input than a request may have.
+    #[error("{name} is longer than {limit_bytes} bytes, the most that one request may have")]
+    TooLong {
+        /// Where it came from.
+        name: String,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// Input that is no text.
+    #[error("{name} is not UTF-8: see its byte {at_byte}, counted from 0")]
+    NotUtf8 {
+        /// Where it came from.
+        name: String,
+        /// Offset of the first byte that is wrong.
+        at_byte: usize,
+    },
+    /// The file of `--schema` is not there, or no JSON.
+    #[error("--schema {path}: {why}")]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// There is no question.
     #[error("no question: give it as an argument or on standard input")]
     NoQuestion,
+}
+
+/// The exit code where the reader of the answer went away: what a shell says of a program that SIGPIPE ended.
+pub const OUTPUT_CLOSED: u8 = 141;
+
+impl ClientError {
+    /// Whether the reader of the answer went away, as `head -1` does: its own doing, and no error to tell of.
+    pub fn is_output_closed(&self) -> bool {
+        matches!(self, Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe)
+    }
 }
 
 /// Where a client looks for the daemon, and a daemon serves, if nobody says otherwise: `$HEARTH_SOCKET`, else
