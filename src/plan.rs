@@ -64,7 +64,7 @@ const KV_ITEM: &str = "kv cache (f16)";
 const IO_ITEM: &str = "connections and serial line";
 const GRAMMAR_ITEM: &str = "grammars";
 /// Stacks of the I/O and engine threads, in bytes.
-const THREAD_STACK_BYTES: usize = 2 << 20;
+const THREAD_STACK_BYTES: usize = 3 << 20;
 /// Shortest context worth offering, in positions.
 const LEAST_CONTEXT: usize = 64;
 

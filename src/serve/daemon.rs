@@ -38,8 +38,8 @@ use crate::tools::session::{
     DEFAULT_MAX_ROWS, DEFAULT_SEQUENCES, ModelArgs, Session, SessionError, Wanted, with_confined_model,
 };
 
-/// Stack of the I/O thread, in bytes: JSON of bounded depth and templates with bounded recursion run there.
-pub const IO_STACK_BYTES: usize = 1 << 20;
+/// Stack of the I/O thread, in bytes: JSON of bounded depth, templates with bounded recursion and grammars of bounded depth run there.
+pub const IO_STACK_BYTES: usize = 2 << 20;
 
 /// Longest model name in answers, in characters; the rest of a longer `general.name` is left out.
 pub const MAX_MODEL_ID_CHARS: usize = 128;

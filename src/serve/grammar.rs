@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::text::TextModel;
 use crate::engine::mask::Mask;
 use crate::text::TokenId;
-use crate::text::constrain::{Allowed, COURSE_BYTES, Course, Grammar, GrammarError, Grammars};
+use crate::text::constrain::{COURSE_BYTES, Course, Grammar, GrammarError, Grammars};
 use crate::wire::{Constraint, RETRY_AFTER_S, Reject};
 
 /// Answers that may follow a grammar at the same time, unless the configuration says otherwise.
@@ -71,10 +71,11 @@ pub(super) struct AnswerGrammar {
 }
 
 impl AnswerGrammar {
-    /// Publishes what the answer may begin with.
+    /// Publishes what the answer may begin with; where that is nothing, it can only end.
     pub(super) fn new(mut course: Course, n_vocab: usize) -> Result<Self, GrammarError> {
         let mask = Arc::new(Mask::new(n_vocab));
-        mask.publish(0, Allowed::words(&course.allowed()?));
+        let allowed = course.allowed()?.ok_or_else(GrammarError::empty)?;
+        mask.publish(0, allowed.words());
         Ok(Self { course, mask, tokens: 0 })
     }
 
@@ -89,7 +90,8 @@ impl AnswerGrammar {
         if self.course.push(token)? {
             return Ok(true);
         }
-        self.mask.publish(self.tokens, Allowed::words(&self.course.allowed()?));
+        let Some(allowed) = self.course.allowed()? else { return Ok(true) };
+        self.mask.publish(self.tokens, allowed.words());
         Ok(false)
     }
 }

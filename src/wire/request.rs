@@ -25,7 +25,7 @@ pub const MAX_LOGIT_BIASES: usize = 1024;
 /// Alternatives told of each token, at most; `engine::sampler` tells as many.
 pub const MAX_TOP_LOGPROBS: i64 = 20;
 /// Length of a `grammar`, in bytes; `text::constrain` takes as much.
-pub const MAX_GRAMMAR_BYTES: usize = 64 * 1024;
+pub const MAX_GRAMMAR_BYTES: usize = 16 * 1024;
 /// Length of `date`, in bytes.
 pub const MAX_DATE_BYTES: usize = 64;
 
