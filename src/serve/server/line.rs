@@ -3,7 +3,8 @@
 
 use std::time::Instant;
 
-use super::{NO_APPLIANCE, Owner, Server, TTY};
+use super::calls::NO_APPLIANCE;
+use super::{Owner, Server, TTY};
 use crate::serve::Defaults;
 use crate::serve::tty::TtyPort;
 use crate::sys::heartbeat::Message;

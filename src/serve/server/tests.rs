@@ -74,7 +74,7 @@ fn with_server(test: impl FnOnce(&mut Server<'_, '_, '_>, EngineEnd<'_>, &Path))
         confine: Box::new(|| Ok(())),
         apps: None,
         facts: Default::default(),
-        plan: Value::Null,
+        plan: serde_json::Value::Null,
         ready: Box::new(|| ()),
     };
     test(&mut Server::open(setup, &mut link).unwrap(), end, &path);
